@@ -1,0 +1,1 @@
+"""What all parts rest on; it rests on nothing of ours."""

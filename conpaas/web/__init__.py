@@ -1,0 +1,1 @@
+"""The web UI, a client of the SDK."""

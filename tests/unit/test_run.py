@@ -1,0 +1,276 @@
+import asyncio
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conpaas.core import run
+from conpaas.core.errors import BadInputError, CommandFailedError
+
+PYTHON = sys.executable
+
+
+def python(code, *arguments):
+    return [PYTHON, "-I", "-c", code, *arguments]
+
+
+async def eventually(condition):
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def started(tmp_path):
+    """Start a process; whatever is left of it is killed at the end."""
+    pids = []
+
+    def start(argv, **options):
+        arguments = {"cwd": tmp_path, "env": dict(os.environ), "log": tmp_path / "log", **options}
+        pid = run.spawn(argv, **arguments)
+        pids.append(pid)
+        return pid
+
+    yield start
+    for pid in pids:
+        run.signal_group(pid, signal.SIGKILL)
+        try:
+            os.waitpid(pid, 0)
+        except ChildProcessError:
+            pass
+
+
+async def test_a_command_gives_its_outputs_and_exit_code():
+    done = await run.run(["sh", "-c", "echo out; echo err >&2; exit 3"], timeout_s=10, check=False)
+
+    assert done == run.Completed(3, b"out\n", b"err\n")
+
+
+async def test_a_command_gets_its_input_directory_and_environment(tmp_path):
+    done = await run.run(
+        ["sh", "-c", "cat; pwd; echo $A"], timeout_s=10, cwd=tmp_path, env={"A": "b"}, stdin=b"in\n"
+    )
+
+    assert done.stdout == f"in\n{tmp_path}\nb\n".encode()
+
+
+async def test_a_command_without_input_reads_nothing():
+    assert (await run.run(["cat"], timeout_s=10)).stdout == b""
+
+
+async def test_much_input_and_output_do_not_block_each_other():
+    data = b"x" * 900_000
+
+    assert (await run.run(["cat"], timeout_s=20, stdin=data)).stdout == data
+
+
+async def test_a_command_that_does_not_read_its_input_is_no_error():
+    assert (await run.run(["true"], timeout_s=10, stdin=b"x" * 1_000_000)).returncode == 0
+
+
+async def test_no_word_of_a_command_is_read_by_a_shell(tmp_path):
+    done = await run.run(["echo", f"; touch {tmp_path}/x; $(id)"], timeout_s=10)
+
+    assert done.stdout.decode() == f"; touch {tmp_path}/x; $(id)\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_output_is_capped_at_its_last_mib():
+    done = await run.run(python("import sys; sys.stdout.write('x' * 5_000_000 + 'end')"), timeout_s=20)
+
+    assert len(done.stdout) == run.OUTPUT_LIMIT_BYTES
+    assert done.stdout.endswith(b"end")
+
+
+async def test_a_failing_command_is_named_with_its_code_and_the_end_of_its_errors():
+    with pytest.raises(CommandFailedError, match=r"^sh exited 7: .*the end$") as caught:
+        await run.run(["sh", "-c", "yes x | head -c 2000 >&2; echo the end >&2; exit 7"], timeout_s=10)
+
+    assert len(caught.value.message) <= len("sh exited 7: ") + run.SHOWN_BYTES
+    assert caught.value.value == "sh"
+
+
+async def test_a_command_ended_by_a_signal_is_told_by_its_name():
+    with pytest.raises(CommandFailedError, match="sh was ended by SIGSEGV"):
+        await run.run(["sh", "-c", "kill -SEGV $$"], timeout_s=10)
+
+
+async def test_a_program_that_is_missing_is_told_apart_with_a_hint():
+    with pytest.raises(run.CommandNotFoundError, match="no-such-engine is not installed") as caught:
+        await run.run(["no-such-engine"], timeout_s=10)
+
+    assert caught.value.code == "command-not-found"
+    assert "engines install" in caught.value.hint
+
+
+async def test_a_directory_that_is_missing_is_a_failed_command(tmp_path):
+    with pytest.raises(CommandFailedError, match="cannot start") as caught:
+        await run.run(["true"], timeout_s=10, cwd=tmp_path / "missing")
+
+    assert caught.value.code == "command-failed"
+
+
+FAMILY = "sleep 60 & echo $! > child; wait"  # a command with a child that ignores its end
+
+
+async def test_at_the_deadline_a_command_is_killed_with_its_children(tmp_path):
+    with pytest.raises(CommandFailedError, match=r"sh did not end within 0.5 s"):
+        await run.run(["sh", "-c", FAMILY], timeout_s=0.5, cwd=tmp_path)
+
+    child = int((tmp_path / "child").read_text())
+    await eventually(lambda: run.start_time(child) is None)
+
+
+async def test_on_cancel_a_command_is_killed_with_its_children(tmp_path):
+    task = asyncio.create_task(run.run(["sh", "-c", FAMILY], timeout_s=30, cwd=tmp_path))
+    await eventually(
+        lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text().endswith("\n")
+    )
+
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    child = int((tmp_path / "child").read_text())
+    await eventually(lambda: run.start_time(child) is None)
+
+
+async def test_a_daemon_left_behind_lives_on_and_does_not_hold_up_the_command(tmp_path):
+    before = time.monotonic()
+    await run.run(["sh", "-c", "sleep 60 & echo $! > child"], timeout_s=30, cwd=tmp_path)
+    child = int((tmp_path / "child").read_text())
+
+    assert time.monotonic() - before < 10
+    assert run.start_time(child) is not None
+    os.kill(child, signal.SIGKILL)
+
+
+async def test_a_spawned_process_appends_its_outputs_to_the_log(tmp_path, started):
+    (tmp_path / "log").write_text("before\n")
+    pid = started(["sh", "-c", "cat; echo out; echo err >&2; exit 4"])
+
+    await eventually(lambda: "err" in (tmp_path / "log").read_text())
+    codes = []
+    await eventually(lambda: codes.append(run.reap(pid)) or codes[-1] is not None)
+
+    assert (tmp_path / "log").read_text() == "before\nout\nerr\n"
+    assert codes[-1] == 4
+
+
+async def test_a_spawned_process_leads_a_session_and_inherits_only_what_is_passed(tmp_path, started):
+    reader, writer = os.pipe()
+    kept, other = os.dup(writer), os.open(os.devnull, os.O_RDONLY)
+    os.set_inheritable(other, True)
+    pid = started(["sh", "-c", f"ls /proc/self/fd; echo through >&{kept}; sleep 60"], pass_fds=[kept])
+    os.close(writer)
+    os.close(kept)
+    try:
+        assert os.read(reader, 100) == b"through\n"
+        assert os.getsid(pid) == pid
+        assert str(other) not in (tmp_path / "log").read_text().split()
+    finally:
+        os.close(reader)
+        os.close(other)
+
+
+def test_a_spawned_program_that_is_missing_is_told(started):
+    with pytest.raises(run.CommandNotFoundError):
+        started(["no-such-engine"])
+
+
+def test_a_process_is_known_by_its_id_and_start_time(started):
+    pid = started(["sleep", "60"])
+    start = run.start_time(pid)
+
+    assert start is not None
+    assert run.alive(pid, start)
+    assert not run.alive(pid, start - 1)
+
+
+def test_a_process_with_an_awkward_name_has_a_start_time(tmp_path, started):
+    program = tmp_path / "a) S 1 (b"
+    program.symlink_to("/bin/sleep")
+    pid = started([str(program), "60"])
+
+    assert run.start_time(pid) == pytest.approx(run.start_time(os.getpid()), abs=3600 * 100 * 24)
+    assert ") S 1 (" in Path(f"/proc/{pid}/stat").read_text()
+
+
+async def test_a_zombie_of_ours_has_ended_and_is_reaped(started):
+    pid = started(["true"])
+
+    await eventually(lambda: run.start_time(pid) is None)
+
+    assert not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize("pid", [0, -1, 2**22 + 1])
+def test_a_process_that_never_was_has_no_start_time(pid):
+    assert run.start_time(pid) is None
+
+
+def test_a_process_that_is_not_our_child_is_not_reaped():
+    assert run.reap(os.getppid()) is None
+
+
+async def test_waiting_ends_when_the_process_does_and_reaps_it(started):
+    pid = started(["sleep", "60"])
+    start = run.start_time(pid)
+    waiting = asyncio.create_task(run.wait_gone(pid, start, 30))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+
+    run.signal_group(pid, signal.SIGTERM)
+
+    assert await waiting
+    assert not Path(f"/proc/{pid}").exists()
+
+
+async def test_waiting_gives_up_at_the_deadline(started):
+    pid = started(["sleep", "60"])
+
+    assert not await run.wait_gone(pid, run.start_time(pid), 0.05)
+
+
+async def test_waiting_for_what_is_gone_or_a_namesake_ends_at_once(started):
+    pid = started(["sleep", "60"])
+    start = run.start_time(pid)
+
+    assert await run.wait_gone(pid, start - 1, 30)
+    run.signal_group(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert await run.wait_gone(pid, start, 30)
+
+
+async def test_a_signal_reaches_the_whole_group_and_gone_is_fine(tmp_path, started):
+    pid = started(["sh", "-c", FAMILY])
+    await eventually(
+        lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text().endswith("\n")
+    )
+    child = int((tmp_path / "child").read_text())
+
+    run.signal_group(pid, signal.SIGKILL)
+    await eventually(lambda: run.start_time(pid) is None and run.start_time(child) is None)
+    run.signal_group(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("pid", [-1, 0, 1])
+def test_a_signal_to_ourselves_or_to_all_is_refused(pid):
+    with pytest.raises(BadInputError):
+        run.signal_group(pid, signal.SIGTERM)
+
+
+def test_a_program_is_found_by_name_by_path_and_among_the_systems(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    system = tmp_path / "sbin"
+    system.mkdir()
+    (system / "engine").write_text("#!/bin/sh\n")
+    (system / "engine").chmod(0o755)
+    monkeypatch.setattr(run, "_SYSTEM_PROGRAMS", (str(system),))
+
+    assert run.find("engine") == system / "engine"
+    assert run.find(str(system / "engine")) == system / "engine"
+    assert run.find("no-such-engine") is None
