@@ -111,6 +111,7 @@ def _fetch(pins: Path, scratch: Path) -> Path:
         done = subprocess.run(
             [*npm_argv(), "ci", *NPM_OPTIONS],
             cwd=scratch,
+            env={"NODE_USE_SYSTEM_CA": "1", **os.environ},  # trust whom the machine trusts, as pip may
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

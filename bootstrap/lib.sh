@@ -66,23 +66,25 @@ say_how_to_install() {
 
 # Runs in a subshell of its own: the trap is its own as well.
 install_packages() {
-    local unit guard=/usr/sbin/policy-rc.d new=()
+    local unit new=() now=()
     local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300)
     for unit in $(listed units); do
         unit_exists "$unit" || new+=("$unit.service")
     done
-    if [[ ! -e $guard ]]; then
+    if [[ ! -e /usr/sbin/policy-rc.d ]]; then
         # Debian asks this program before it starts a server: 101 is no.
-        trap 'as_root rm -f "$guard"' EXIT
-        printf '#!/bin/sh\nexit 101\n' | as_root tee "$guard" >/dev/null
-        as_root chmod 755 "$guard"
+        trap 'as_root rm -f /usr/sbin/policy-rc.d' EXIT
+        printf '#!/bin/sh\nexit 101\n' | as_root tee /usr/sbin/policy-rc.d >/dev/null
+        as_root chmod 755 /usr/sbin/policy-rc.d
     fi
     as_root "${apt[@]}" update || echo "the package lists could not be refreshed: going on with those that are here"
     as_root "${apt[@]}" install --no-install-recommends "$@" </dev/null || return
     # Not started now, and not at the next boot; servers that were here before stay as they are.
+    command -v systemctl >/dev/null || return 0
+    [[ ! -d /run/systemd/system ]] || now=(--now)
     for unit in "${new[@]}"; do
-        if unit_exists "${unit%.service}" && [[ -d /run/systemd/system ]]; then
-            as_root systemctl disable --now --quiet "$unit" || echo "could not disable $unit"
+        if unit_exists "${unit%.service}"; then
+            as_root systemctl disable --quiet "${now[@]}" "$unit" || echo "could not disable $unit"
         fi
     done
 }

@@ -3,54 +3,30 @@
 What an archive is, is told by its content. Everything here blocks: call it in a thread.
 """
 
-import bz2
 import contextlib
 import errno
 import gzip
-import io
-import lzma
 import os
 import re
 import shutil
 import stat
 import tarfile
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
+from conpaas.core import archive_formats as formats
 from conpaas.core import files, units
-from conpaas.core.errors import BadArchiveError, TooLargeError
+from conpaas.core.archive_formats import Kind, Member
+from conpaas.core.errors import BadArchiveError
 
-Kind = Literal["tar", "tar.gz", "tar.bz2", "tar.xz", "zip"]
-
-RATIO_FREE_BYTES = 16 * 1024 * 1024  # below this a high ratio is a log file, not a bomb
-HEADER_BYTES = 1024 * 1024  # of one tar member: long names and attributes; an honest one has a few KiB
-DIRECTORY_ENTRY_BYTES = 300  # of one zip member, on average, in the table of contents
 MAX_PART_BYTES = 255  # of one name, by the file system
 MAX_PATH_BYTES = 2048  # of a whole name: Linux takes 4096 with the directory we unpack into
 CHUNK_BYTES = 1024 * 1024
-_TAR_BUFFER_BYTES = 64 * 1024
 
 _TEMPORARY_PREFIX = ".unpack-"
-_DAMAGE = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    ValueError,
-    OverflowError,
-    NotImplementedError,
-)
-_DAMAGE_HINT = "pack it again, check it with 'tar -tf' or 'unzip -t', and send it again"
-_SPECIAL = "is a device, a pipe or a socket"
-_PLAIN_HINT = "pack plain files and directories only"
-_TOP_HINT = "pack with names relative to the top of your application"
 _DRIVE = re.compile(r"[A-Za-z]:")
 _FILE_MODE, _PROGRAM_MODE, _DIRECTORY_MODE = 0o644, 0o755, 0o755
 
@@ -91,9 +67,7 @@ def check(archive: Path, limits: Limits = DEFAULT_LIMITS) -> Summary:
     return _walk(archive, limits, on_directory=_ignore, on_file=_read_to_end)
 
 
-def unpack(
-    archive: Path, target: Path, limits: Limits = DEFAULT_LIMITS, *, strip_single_root: bool = False
-) -> Summary:
+def unpack(archive: Path, target: Path, limits: Limits = DEFAULT_LIMITS, *, strip_single_root: bool = False) -> Summary:
     """Unpack the archive to the new directory `target`, which appears whole at the end or not at all.
 
     Idempotent: a `target` that exists is taken as done and left alone. Files get mode 0644, or 0755 if their
@@ -103,7 +77,7 @@ def unpack(
     if it was not shut down properly.
     """
     if target.exists():
-        return _summary_of(target, recognise(archive))
+        return _summary_of(target, formats.recognise(archive))
     with files.disk_full_reported(target), _scratch_beside(target) as scratch:
         tree = _Writer(scratch)
         summary = _walk(archive, limits, on_directory=tree.make_directory, on_file=tree.write_file)
@@ -118,7 +92,7 @@ def pack(directory: Path, target: Path) -> None:
     BadArchiveError for a link or a device (nobody would unpack it) and DiskFullError.
     """
     members = [(path, path.relative_to(directory).as_posix()) for path in _tree(directory) if path != target]
-    with files.disk_full_reported(target), files.temporary_beside(target) as packed:
+    with files.disk_full_reported(target), files.temporary_beside(target) as (temporary, packed):
         with (
             gzip.GzipFile(filename="", mode="wb", fileobj=packed, mtime=0) as compressed,
             tarfile.open(fileobj=compressed, mode="w", format=tarfile.PAX_FORMAT) as tar,
@@ -127,49 +101,14 @@ def pack(directory: Path, target: Path) -> None:
                 _add(tar, path, name)
         packed.flush()
         os.fsync(packed.fileno())
-        Path(packed.name).replace(target)
-
-
-def recognise(archive: Path) -> Kind:
-    """Tell by its first bytes what kind of archive this is; raise BadArchiveError if it is none."""
-    with archive.open("rb") as file:
-        start = file.read(tarfile.BLOCKSIZE)
-    if not start:
-        raise BadArchiveError("the archive is empty: 0 bytes", value=archive.name)
-    for magic, kind in _MAGIC.items():
-        if start.startswith(magic):
-            return kind
-    with contextlib.suppress(tarfile.HeaderError):
-        tarfile.TarInfo.frombuf(start, "utf-8", "surrogateescape")
-        return "tar"
-    raise BadArchiveError("this is not an archive", value=archive.name)
-
-
-_MAGIC: dict[bytes, Kind] = {
-    b"\x1f\x8b": "tar.gz",
-    b"BZh": "tar.bz2",
-    b"\xfd7zXZ\x00": "tar.xz",
-    b"PK\x03\x04": "zip",
-    b"PK\x05\x06": "zip",  # without members
-}
+        temporary.replace(target)
 
 
 # Looking through, the same for every kind
 
 
-@dataclass(frozen=True)
-class _Member:
-    """One file or directory of an archive, its name not yet checked."""
-
-    name: str
-    size: int
-    is_directory: bool = False
-    is_program: bool = False
-
-
-_Entry = tuple[_Member, Callable[[], IO[bytes]]]  # and how to open its content
 _OnDirectory = Callable[[_Parts], None]
-_OnFile = Callable[[_Parts, _Member, Iterator[bytes]], None]
+_OnFile = Callable[[_Parts, Member, Iterator[bytes]], None]
 
 
 class _Meter:
@@ -183,9 +122,9 @@ class _Meter:
         """Refuse `count` more bytes if they would be too many."""
         total = self.unpacked + count
         if total > self._limits.bytes:
-            raise _too_large(f"more than {units.show_size(self._limits.bytes)} unpacked", name)
-        if total > RATIO_FREE_BYTES and total > self._limits.ratio * self._packed:
-            raise _too_large(f"more than {self._limits.ratio} times its packed size", name)
+            raise formats.too_large(f"more than {units.show_size(self._limits.bytes)} unpacked", name)
+        if total > formats.RATIO_FREE_BYTES and total > self._limits.ratio * self._packed:
+            raise formats.too_large(f"more than {self._limits.ratio} times its packed size", name)
 
     def count(self, count: int, name: str) -> None:
         self.foresee(count, name)
@@ -200,17 +139,19 @@ class _Names:
         self._directories: set[_Parts] = set()
         self._files: set[_Parts] = set()
 
-    def add(self, parts: _Parts, member: _Member) -> None:
+    def add(self, parts: _Parts, member: Member) -> None:
         for depth in range(1, len(parts) + member.is_directory):
             self._directories.add(parts[:depth])
             if parts[:depth] in self._files:
-                raise _bad_member(member.name, f"lies below {'/'.join(parts[:depth])}, which is a file")
+                raise formats.bad_member(member.name, "lies below a file")
         if not member.is_directory:
+            if not parts:
+                raise formats.bad_member(member.name, "is a file without a name")
             if parts in self._directories or parts in self._files:
-                raise _bad_member(member.name, "is in the archive twice")
+                raise formats.bad_member(member.name, "is in the archive twice")
             self._files.add(parts)
         if len(self._directories) + len(self._files) > self._limit:
-            raise _too_large(f"more than {self._limit} files and directories", member.name)
+            raise formats.too_large(f"more than {self._limit} files and directories", member.name)
 
     @property
     def files(self) -> int:
@@ -219,10 +160,10 @@ class _Names:
 
 def _walk(archive: Path, limits: Limits, *, on_directory: _OnDirectory, on_file: _OnFile) -> Summary:
     """Check every member, and hand it on in the order of the archive."""
-    kind = recognise(archive)
+    kind = formats.recognise(archive)
     meter, names = _Meter(archive.stat().st_size, limits), _Names(limits.files)
-    with _damage_reported(archive.name):
-        entries = _zip_entries(archive, limits) if kind == "zip" else _tar_entries(archive, kind, limits)
+    with formats.damage_reported(archive.name):
+        entries = formats.entries(archive, kind, max_files=limits.files, max_ratio=limits.ratio)
         for member, content in entries:
             parts = _safe_parts(member.name)
             names.add(parts, member)
@@ -238,196 +179,34 @@ def _walk(archive: Path, limits: Limits, *, on_directory: _OnDirectory, on_file:
     return Summary(kind, names.files, meter.unpacked)
 
 
-def _chunks(member: _Member, content: Callable[[], IO[bytes]], meter: _Meter) -> Iterator[bytes]:
+def _chunks(member: Member, content: Callable[[], IO[bytes]], meter: _Meter) -> Iterator[bytes]:
     """Read the content of one member, to its very end, which is where damage shows."""
     size = 0
-    with _damage_reported(member.name), content() as file:
+    with formats.damage_reported(member.name), content() as file:
         while chunk := file.read(CHUNK_BYTES):
             size += len(chunk)
             meter.count(len(chunk), member.name)
             yield chunk
     if size != member.size:
-        raise _bad_member(member.name, f"has {size} bytes and not {member.size}", hint=_DAMAGE_HINT)
+        raise formats.bad_member(member.name, f"has {size} bytes and not {member.size}", hint=formats.DAMAGE_HINT)
 
 
 def _safe_parts(name: str) -> _Parts:
-    """Split a member's name at its slashes, without `.`; raise BadArchiveError if it could lead out of the tree."""
+    """Split a member's name at its slashes; raise BadArchiveError if it could lead out of the tree."""
     if "\0" in name:
-        raise _bad_member(name, "has a zero byte in its name")
+        raise formats.bad_member(name, "has a zero byte in its name")
     if name.startswith("/") or _DRIVE.match(name):
-        raise _bad_member(name, "has an absolute path")
+        raise formats.bad_member(name, "has an absolute path")
     if "\\" in name:
-        raise _bad_member(name, "has a backslash in its name", hint="pack with '/' between directories")
+        raise formats.bad_member(name, "has a backslash in its name", hint="pack with '/' between directories")
     parts = tuple(part for part in name.split("/") if part not in {"", "."})
     if ".." in parts:
-        raise _bad_member(name, "leads out of the archive")
-    if len(os.fsencode(name)) > MAX_PATH_BYTES or any(
-        len(os.fsencode(part)) > MAX_PART_BYTES for part in parts
-    ):
-        raise _bad_member(
+        raise formats.bad_member(name, "leads out of the archive")
+    if len(os.fsencode(name)) > MAX_PATH_BYTES or any(len(os.fsencode(part)) > MAX_PART_BYTES for part in parts):
+        raise formats.bad_member(
             name, "has a name that is too long", hint=f"at most {MAX_PART_BYTES} bytes per directory or file"
         )
     return parts
-
-
-@contextlib.contextmanager
-def _damage_reported(name: str) -> Iterator[None]:
-    """Turn what the standard library raises over bad input into BadArchiveError about `name`."""
-    try:
-        yield
-    except OSError as exc:
-        if exc.errno not in {
-            None,
-            errno.EINVAL,
-        }:  # gzip and bz2 give no number, zip seeks to places that cannot be
-            raise
-        raise _damaged(name) from exc
-    except _DAMAGE as exc:
-        raise _damaged(name) from exc
-
-
-# tar
-
-
-_EndOfTar: type[tarfile.HeaderError] = tarfile.EOFHeaderError  # type: ignore[attr-defined]
-_HeaderError, _ReadError = tarfile.HeaderError, tarfile.ReadError  # below, `tarfile` is a parameter
-
-
-class _StrictTarInfo(tarfile.TarInfo):
-    """A tar header that may not be damaged: the standard library takes any bad one but the first as the end."""
-
-    @classmethod
-    def fromtarfile(cls, tarfile: tarfile.TarFile) -> "_StrictTarInfo":
-        """Read one header; raise ReadError for a bad one, and a HeaderError for the end mark alone."""
-        try:
-            return super().fromtarfile(tarfile)
-        except _EndOfTar:
-            raise
-        except _HeaderError as exc:
-            raise _ReadError(str(exc)) from exc
-
-
-class _TarStream(io.RawIOBase):
-    """The unpacked bytes of a tar, handed out against a budget, so that no header fills the memory."""
-
-    def __init__(self, source: io.BufferedIOBase, packed: int, limits: Limits) -> None:
-        super().__init__()
-        self._source, self._packed, self._ratio = source, packed, limits.ratio
-        self._total = 0
-        self._budget = 0
-        self.member = ""
-
-    def allow(self, count: int) -> None:
-        """Set how many bytes may be read from now on."""
-        self._budget = count
-
-    def read(self, size: int = -1, /) -> bytes:
-        data = self._source.read(size)
-        self._total += len(data)
-        self._budget -= len(data)
-        if self._budget < 0:
-            raise _too_large("a header that is too large", self.member)
-        if self._total > RATIO_FREE_BYTES and self._total > self._ratio * self._packed:
-            raise _too_large(f"more than {self._ratio} times its packed size", self.member)
-        return data
-
-
-def _tar_entries(archive: Path, kind: Kind, limits: Limits) -> Iterator[_Entry]:
-    """Give the members of a tar one by one; the content of each is to be read before the next."""
-    with _open_packed(archive, kind) as source:
-        stream = _TarStream(source, archive.stat().st_size, limits)
-        stream.allow(HEADER_BYTES)
-        with tarfile.open(
-            fileobj=stream, mode="r|", tarinfo=_StrictTarInfo, bufsize=_TAR_BUFFER_BYTES
-        ) as tar:
-            while info := tar.next():
-                stream.member = info.name
-                member = _tar_member(info)
-                stream.allow(member.size + _TAR_BUFFER_BYTES)
-                yield member, partial(_tar_content, tar, info)
-                stream.allow(HEADER_BYTES)
-                tar.members.clear()  # else it remembers all
-        stream.allow(_TAR_BUFFER_BYTES)
-        while stream.read(_TAR_BUFFER_BYTES):  # padding; the checksum of the compression comes after it
-            stream.allow(_TAR_BUFFER_BYTES)
-
-
-def _open_packed(archive: Path, kind: Kind) -> io.BufferedIOBase:
-    match kind:
-        case "tar.gz":
-            return gzip.open(archive)
-        case "tar.bz2":
-            return bz2.open(archive)
-        case "tar.xz":
-            return lzma.open(archive)
-        case _:
-            return archive.open("rb")
-
-
-def _tar_member(info: tarfile.TarInfo) -> _Member:
-    """Describe a member of a tar; raise BadArchiveError if it is no plain file or directory."""
-    if info.issym() or info.islnk():
-        raise _link(info.name)
-    if info.issparse():
-        raise _bad_member(info.name, "is a sparse file", hint="pack without --sparse")
-    if not (info.isreg() or info.isdir()):
-        raise _bad_member(info.name, _SPECIAL, hint=_PLAIN_HINT)
-    size = info.size if info.isreg() else 0
-    return _Member(info.name, size, is_directory=info.isdir(), is_program=bool(info.mode & stat.S_IXUSR))
-
-
-def _tar_content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
-    content = tar.extractfile(info)
-    if content is None:
-        raise _damaged(info.name)
-    return content
-
-
-# zip
-
-
-class _BoundedFile(io.FileIO):
-    """A file that is never read in pieces of more than `limit` bytes: `zipfile` wants the whole table at once."""
-
-    limit = 0
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Read up to `size` bytes; raise TooLargeError if that is more than `limit`."""
-        if size is not None and size > self.limit:
-            raise _too_large("a table of contents that is too large", str(self.name))
-        return super().read(size) or b""
-
-
-def _zip_entries(archive: Path, limits: Limits) -> Iterator[_Entry]:
-    """Give the members of a zip one by one, by its table of contents."""
-    with _BoundedFile(archive) as file:
-        file.limit = limits.files * DIRECTORY_ENTRY_BYTES + CHUNK_BYTES
-        with zipfile.ZipFile(file) as packed:
-            for info in packed.infolist():
-                yield _zip_member(info), partial(packed.open, info)
-
-
-def _zip_member(info: zipfile.ZipInfo) -> _Member:
-    """Describe a member of a zip; raise BadArchiveError if it is no plain file or directory that we can read."""
-    name = info.orig_filename  # `filename` ends at a zero byte
-    mode = info.external_attr >> 16  # 0 from systems without modes
-    if info.flag_bits & _ZIP_ENCRYPTED:
-        raise _bad_member(name, "is encrypted", hint="pack without a password")
-    if stat.S_ISLNK(mode):
-        raise _link(name)
-    if stat.S_IFMT(mode) not in {0, stat.S_IFREG, stat.S_IFDIR}:
-        raise _bad_member(name, _SPECIAL, hint=_PLAIN_HINT)
-    if info.compress_type not in {
-        zipfile.ZIP_STORED,
-        zipfile.ZIP_DEFLATED,
-    }:  # the others unpack without bounds
-        raise _bad_member(name, "is compressed in a rare way", hint="pack with 'deflate', the default of zip")
-    if name.endswith("/"):
-        return _Member(name, 0, is_directory=True)
-    return _Member(name, info.file_size, is_program=bool(mode & stat.S_IXUSR))
-
-
-_ZIP_ENCRYPTED = 0x1 | 0x40
 
 
 # Writing
@@ -448,7 +227,7 @@ class _Writer:
                 directory.chmod(_DIRECTORY_MODE)
                 self._made.add(parts[:depth])
 
-    def write_file(self, parts: _Parts, member: _Member, chunks: Iterator[bytes]) -> None:
+    def write_file(self, parts: _Parts, member: Member, chunks: Iterator[bytes]) -> None:
         self.make_directory(parts[:-1])
         with self._root.joinpath(*parts).open("xb") as file:
             for chunk in chunks:
@@ -460,7 +239,8 @@ def _ignore(parts: _Parts) -> None:
     """Do nothing with a directory."""
 
 
-def _read_to_end(parts: _Parts, member: _Member, chunks: Iterator[bytes]) -> None:  # noqa: ARG001 - an _OnFile
+def _read_to_end(parts: _Parts, member: Member, chunks: Iterator[bytes]) -> None:  # noqa: ARG001
+    """Read, for the checks in reading alone."""
     for _ in chunks:
         pass
 
@@ -486,10 +266,7 @@ def _rename_to_new(source: Path, target: Path) -> None:
     try:
         source.rename(target)
     except OSError as exc:
-        if exc.errno not in {
-            errno.ENOTEMPTY,
-            errno.EEXIST,
-        }:  # else somebody unpacked the same a moment earlier
+        if exc.errno not in {errno.ENOTEMPTY, errno.EEXIST}:  # else somebody was first, with the same
             raise
 
 
@@ -509,11 +286,11 @@ def _tree(directory: Path) -> Iterator[Path]:
 
 
 def _add(tar: tarfile.TarFile, path: Path, name: str) -> None:
-    """Add one file or directory to a tar that we write, with nothing in its header that differs between machines."""
+    """Add one file or directory to a tar, with nothing in its header that differs between machines."""
     status = path.lstat()
     info = tarfile.TarInfo(name)
     if stat.S_ISLNK(status.st_mode):
-        raise _link(name)
+        raise formats.link(name)
     if stat.S_ISDIR(status.st_mode):
         info.type, info.mode = tarfile.DIRTYPE, _DIRECTORY_MODE
         tar.addfile(info)
@@ -522,46 +299,8 @@ def _add(tar: tarfile.TarFile, path: Path, name: str) -> None:
         with path.open("rb") as file:
             tar.addfile(info, file)
     else:
-        raise _bad_member(name, _SPECIAL, hint=_PLAIN_HINT)
+        raise formats.bad_member(name, formats.SPECIAL, hint=formats.PLAIN_HINT)
 
 
 def _mode(*, is_program: bool) -> int:
     return _PROGRAM_MODE if is_program else _FILE_MODE
-
-
-# Errors
-
-
-def _bad_member(name: str, what: str, *, hint: str | None = None) -> BadArchiveError:
-    shown = _printable(name)
-    return BadArchiveError(
-        f"{shown!r} {what}",
-        value=shown,
-        hint=hint or _TOP_HINT,
-    )
-
-
-def _link(name: str) -> BadArchiveError:
-    return _bad_member(
-        name,
-        "is a symbolic or hard link",
-        hint="pack the files themselves: 'tar --dereference --hard-dereference'",
-    )
-
-
-def _damaged(name: str) -> BadArchiveError:
-    shown = _printable(name)
-    return BadArchiveError(f"{shown!r} is damaged or cut off", value=shown, hint=_DAMAGE_HINT)
-
-
-def _too_large(what: str, name: str) -> TooLargeError:
-    return TooLargeError(
-        f"the archive holds {what}",
-        value=_printable(name),
-        hint="send less: leave out build results and dependencies, or ask the administrator to raise the limit",
-    )
-
-
-def _printable(name: str) -> str:
-    """Make a name fit for JSON: bytes that are not UTF-8 become `?`."""
-    return name.encode("utf-8", "replace").decode()

@@ -10,6 +10,7 @@ and `hint` as extension members; `from_problem` turns one back into the class th
     ├── NotAuthenticatedError      401
     ├── ForbiddenError             403
     ├── NotFoundError              404
+    │   └── BlobMissingError            send it, then repeat
     ├── ConflictError              409  not in this state
     │   ├── IllegalMoveError
     │   ├── StaleGenerationError   412  somebody else changed it first
@@ -46,11 +47,7 @@ class ConpaasError(Exception):
 
     def problem(self) -> dict[str, Any]:
         """Return the RFC 9457 problem document of this error."""
-        value = (
-            self.value
-            if self.value is None or isinstance(self.value, int | float | bool)
-            else str(self.value)
-        )
+        value = self.value if self.value is None or isinstance(self.value, int | float | bool) else str(self.value)
         return {
             "type": f"urn:conpaas:error:{self.code}",
             "title": self.code.replace("-", " "),
@@ -98,6 +95,12 @@ class NotFoundError(ConpaasError):
     """No such thing, or not yours: the two are not told apart."""
 
     code, status = "not-found", 404
+
+
+class BlobMissingError(NotFoundError):
+    """A node has not been sent the code version, named by its SHA-256 in `value`, that it is to serve."""
+
+    code = "blob-missing"
 
 
 class ConflictError(ConpaasError):

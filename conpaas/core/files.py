@@ -38,12 +38,12 @@ def disk_full_reported(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def temporary_beside(target: Path) -> Iterator[IO[bytes]]:
+def temporary_beside(target: Path) -> Iterator[tuple[Path, IO[bytes]]]:
     """Open a new file, mode 0600, beside `target`; at the end it is closed and, unless renamed, gone."""
     descriptor, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=target.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            yield file
+            yield Path(name), file
     finally:
         Path(name).unlink(missing_ok=True)
 
@@ -55,12 +55,12 @@ def write_atomically(path: Path, data: bytes | str, *, mode: int = 0o644) -> Non
     Raises DiskFullError; no temporary file is left after any error.
     """
     content = data.encode() if isinstance(data, str) else data
-    with disk_full_reported(path), temporary_beside(path) as file:
+    with disk_full_reported(path), temporary_beside(path) as (temporary, file):
         file.write(content)
         file.flush()
         os.fchmod(file.fileno(), mode)
         os.fsync(file.fileno())
-        Path(file.name).replace(path)
+        temporary.replace(path)
         sync_directory(path.parent)
 
 
@@ -128,7 +128,7 @@ async def _spooled(stream: AsyncIterator[bytes], target: Path, *, limit: int) ->
     A cancel may leave a thread writing; closing waits for it, for a buffered file has a lock.
     """
     digest, size = hashlib.sha256(), 0
-    with disk_full_reported(target), temporary_beside(target) as file:
+    with disk_full_reported(target), temporary_beside(target) as (temporary, file):
 
         def append(data: bytes) -> None:
             digest.update(data)
@@ -144,7 +144,7 @@ async def _spooled(stream: AsyncIterator[bytes], target: Path, *, limit: int) ->
                 )
             await asyncio.to_thread(append, data)
         await asyncio.to_thread(_flush_to_disk, file)
-        yield _Spool(Path(file.name), digest.hexdigest(), size)
+        yield _Spool(temporary, digest.hexdigest(), size)
 
 
 async def _in_large_chunks(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -113,9 +113,7 @@ class Identity:
             case "user":
                 return f"spiffe://{self.deployment}/user/{self.user}"
             case "manager":
-                return (
-                    f"spiffe://{self.deployment}/service/{self.service}/manager/{self.epoch}/{self.instance}"
-                )
+                return f"spiffe://{self.deployment}/service/{self.service}/manager/{self.epoch}/{self.instance}"
             case "agent":
                 return f"spiffe://{self.deployment}/service/{self.service}/agent/{self.instance}"
 
@@ -175,9 +173,7 @@ def client_context(cert_file: Path | None, key_file: Path | None, ca_file: Path)
     Give `Identity.host` of the server as `server_hostname`. Without `cert_file` the client stays anonymous.
     Raises OSError (ssl.SSLError is one) for files that are missing or do not fit together.
     """
-    context = _context(
-        ssl.PROTOCOL_TLS_CLIENT, ca_file
-    )  # checks host names and requires a certificate by itself
+    context = _context(ssl.PROTOCOL_TLS_CLIENT, ca_file)  # checks host names and requires a certificate by itself
     if cert_file is not None:
         context.load_cert_chain(cert_file, key_file)
     return context

@@ -54,7 +54,7 @@ class Process(ABC):
         """Return what is repeated while the process runs."""
         return {}
 
-    async def serving(self) -> None:
+    async def serving(self) -> None:  # noqa: B027  (most processes have nothing to do here)
         """Act once, when the ports are open and before `ready`."""
 
     async def run(self) -> None:

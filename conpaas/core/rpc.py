@@ -33,6 +33,7 @@ from conpaas.core.messages.base import Endpoint, Message, from_peer
 log = structlog.get_logger()
 
 CallerT = TypeVar("CallerT")
+CallerT_co = TypeVar("CallerT_co", covariant=True)
 Q = TypeVar("Q", bound=Message)
 MAX_BODY = 1 << 20
 """Bytes of a JSON body; uploads are streams with limits of their own."""
@@ -66,10 +67,10 @@ class Call(Generic[CallerT]):
 Handler: TypeAlias = Callable[..., Awaitable[Message | web.StreamResponse]]
 
 
-class Authenticate(Protocol[CallerT]):
+class Authenticate(Protocol[CallerT_co]):
     """Says who calls, and whether they may: raises NotAuthenticatedError, ForbiddenError or NotFoundError."""
 
-    async def __call__(self, request: web.Request, endpoint: Endpoint) -> CallerT: ...
+    async def __call__(self, request: web.Request, endpoint: Endpoint) -> CallerT_co: ...
 
 
 def route(endpoint: Endpoint, handler: Handler, authenticate: Authenticate[Any]) -> web.RouteDef:
@@ -125,9 +126,7 @@ def bad_input(exc: ValidationError) -> BadInputError:
     value = first.get("input")
     secret = any(word in place.lower() for word in ("password", "secret", "token", "old", "new"))
     shown = None if secret or isinstance(value, dict | list | tuple) else value
-    return BadInputError(
-        f"{place}: {first['msg']}{more}", value=shown, hint=f"correct '{place}' and send it again"
-    )
+    return BadInputError(f"{place}: {first['msg']}{more}", value=shown, hint=f"correct '{place}' and send it again")
 
 
 @web.middleware
@@ -189,9 +188,7 @@ class EventStream:
             await self._response.write_eof()
 
     async def send(self, message: Message) -> None:
-        await self._response.write(
-            b"data: " + message.model_dump_json(exclude_defaults=True).encode() + b"\n\n"
-        )
+        await self._response.write(b"data: " + message.model_dump_json(exclude_defaults=True).encode() + b"\n\n")
 
     async def heartbeat(self) -> None:
         await self._response.write(b": still here\n\n")
@@ -222,9 +219,7 @@ class Client:
     @property
     def session(self) -> aiohttp.ClientSession:
         if self._session is None or self._session.closed:
-            connector = aiohttp.TCPConnector(
-                limit=self.connections, ssl=self.tls if self.tls is not None else True
-            )
+            connector = aiohttp.TCPConnector(limit=self.connections, ssl=self.tls if self.tls is not None else True)
             self._session = aiohttp.ClientSession(
                 connector=connector,
                 headers=dict(self.headers),
@@ -269,9 +264,7 @@ class Client:
         async with self._open(endpoint, None, query, None, timeout_s, None, params) as response:
             yield response
 
-    async def events(
-        self, endpoint: Endpoint, *, query: Message | None = None, **params: str
-    ) -> AsyncIterator[Any]:
+    async def events(self, endpoint: Endpoint, *, query: Message | None = None, **params: str) -> AsyncIterator[Any]:
         """Yield the server-sent events of `endpoint` as messages until the peer ends the stream."""
         if endpoint.response is None:
             raise TypeError(f"{endpoint.path} declares no event")
@@ -298,9 +291,7 @@ class Client:
             all_headers["Content-Type"] = "application/json"
         total = endpoint.timeout_s if timeout_s is None else timeout_s
         words = (
-            None
-            if query is None
-            else {k: str(v) for k, v in query.model_dump(mode="json", exclude_none=True).items()}
+            None if query is None else {k: str(v) for k, v in query.model_dump(mode="json", exclude_none=True).items()}
         )
         url = self.base.rstrip("/") + endpoint.url(**params)
         try:
@@ -320,7 +311,7 @@ class Client:
         except TimeoutError as exc:
             raise DeadlineError(f"{endpoint.method} {url}: no answer within {total:g} s", value=url) from exc
         except (aiohttp.ClientError, OSError) as exc:
-            raise PeerError(f"{endpoint.method} {url}: {exc or type(exc).__name__}", value=url) from exc
+            raise PeerError(f"{endpoint.method} {url}: {str(exc) or type(exc).__name__}", value=url) from exc
 
 
 async def _error_of(response: aiohttp.ClientResponse) -> ConpaasError:

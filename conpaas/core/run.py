@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +18,7 @@ from conpaas.core.errors import BadInputError, CommandFailedError
 
 OUTPUT_LIMIT_BYTES = 1024 * 1024
 SHOWN_BYTES = 500  # of stderr, in an error message
-_PIPE_GRACE_S = (
-    1.0  # how long the last output may take after the exit; a daemon left behind may hold the pipe for ever
-)
+_PIPE_GRACE_S = 1.0  # how long the last output may take after the exit; a daemon left behind may hold the pipe for ever
 _KILL_GRACE_S = 5.0  # a killed process that is still there then sits in the kernel: nothing we can do
 _SYSTEM_PROGRAMS = (
     "/usr/local/sbin",
@@ -88,6 +86,39 @@ async def run(
     return completed
 
 
+@contextlib.asynccontextmanager
+async def pipe(
+    argv: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a command for as long as the block lasts, its three streams in the block's hands; `env` None means ours.
+
+    For what is too much to be kept in memory: the block reads, writes and waits. Raises as `run` for a command
+    that cannot start. At the end of the block, what is left of it is killed with everything it started.
+    """
+    name = Path(argv[0]).name
+    program = _program(argv)
+    with _start_failures_reported(name):
+        process = await asyncio.create_subprocess_exec(
+            program,
+            *argv[1:],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=cwd,
+            env=None if env is None else dict(env),
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            signal_group(process.pid, signal.SIGKILL)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_KILL_GRACE_S):
+                    await process.wait()
+        process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - its pipes may have other ends
+
+
 def spawn(
     argv: Sequence[str],
     *,
@@ -118,19 +149,24 @@ def spawn(
             )
     finally:
         os.close(descriptor)
-    process.returncode = (
-        0  # from here on the id is all we hold: no warning, and no waiting, when this object goes
-    )
+    process.returncode = 0  # from here on the id is all we hold: no warning, and no waiting, when this object goes
     return process.pid
+
+
+_exit_codes: dict[int, int] = {}  # of children that ended while somebody only asked whether they live
 
 
 def reap(pid: int) -> int | None:
     """Collect the exit code of a child that `spawn` started; None while it runs, or if it is not ours."""
-    try:
+    _collect(pid)
+    return _exit_codes.pop(pid, None)
+
+
+def _collect(pid: int) -> None:
+    with contextlib.suppress(ChildProcessError):
         ended, status = os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        return None
-    return os.waitstatus_to_exitcode(status) if ended else None
+        if ended:
+            _exit_codes[pid] = os.waitstatus_to_exitcode(status)
 
 
 def start_time(pid: int) -> int | None:
@@ -144,7 +180,7 @@ def start_time(pid: int) -> int | None:
         return None
     state, *fields = stat.rpartition(")")[2].split()  # the name before it may hold anything, also `)`
     if state in {"Z", "X"}:
-        reap(pid)
+        _collect(pid)
         return None
     return int(fields[18])  # the 22nd of all, where the state is the 3rd
 

@@ -153,7 +153,7 @@ class Planner(ABC):
 
     @abstractmethod
     def check(self, before: Wanted, after: Wanted) -> None:
-        """Raise BadInputError if `after` cannot be wanted: unknown roles, too few or too many nodes, …"""
+        """Raise BadInputError if `after` cannot be wanted: unknown roles, too few or too many nodes."""
 
     @abstractmethod
     def assign(self, wanted: Mapping[str, int], nodes: Sequence[Node]) -> Assignment:
@@ -170,15 +170,15 @@ class Planner(ABC):
         Every role of every node is named at least once, also if nothing changes: applying the same twice does nothing.
         """
 
-    def urls(self, situation: Situation) -> dict[str, str]:
+    def urls(self, situation: Situation) -> dict[str, str]:  # noqa: ARG002
         """Return where users look, by purpose; at least `application` if the service has a front door."""
         return {}
 
-    def facts(self, situation: Situation, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    def facts(self, situation: Situation, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, str]:  # noqa: ARG002
         """Return what the service's card shows, by label; `metrics` are the newest values by node."""
         return {}
 
-    def summary(self, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    def summary(self, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:  # noqa: ARG002
         """Return the service's metrics out of its nodes' newest ones."""
         return {}
 
@@ -256,7 +256,7 @@ class Host:
     """Files `*.log` and `*.out` in it are the role's logs, by name."""
     engines: Engines
     unpacked: Callable[[str], Awaitable[Path]]
-    """Gives the folder of an unpacked code version by its SHA-256; raises NotFoundError before the blob was sent."""
+    """Gives the folder of an unpacked code version by its SHA-256; raises BlobMissingError before the blob was sent."""
     forget_unpacked: Callable[[frozenset[str]], Awaitable[None]]
     """Deletes unpacked code versions and blobs other than the given ones."""
 
@@ -274,8 +274,6 @@ class RoleAgent(ABC, Generic[C]):
 
     config: ClassVar[type[Message]]
     """The model of its configuration, as the planner makes it."""
-    blobs: ClassVar[tuple[str, ...]] = ()
-    """Fields of the configuration that hold a SHA-256 (or a tuple of them) of code that must be on the node first."""
 
     def __init__(self, host: Host) -> None:
         self.host = host

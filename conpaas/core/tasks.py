@@ -33,17 +33,13 @@ async def _forever(name: str, loop: Loop) -> None:
     raise RuntimeError(f"the loop '{name}' ended")
 
 
-async def every(
-    period_s: float, act: Callable[[], Awaitable[None]], *, clock: Clock, jitter: float = 0.1
-) -> None:
+async def every(period_s: float, act: Callable[[], Awaitable[None]], *, clock: Clock, jitter: float = 0.1) -> None:
     """Act, wait a period (± jitter), again. An expected error is logged and the round skipped; a bug gets out."""
     while True:
         try:
             await act()
         except ConpaasError as exc:
-            log.warning(
-                "round-skipped", act=getattr(act, "__qualname__", str(act)), error=exc.message, code=exc.code
-            )
+            log.warning("round-skipped", act=getattr(act, "__qualname__", str(act)), error=exc.message, code=exc.code)
         await clock.sleep(period_s * random.uniform(1 - jitter, 1 + jitter))  # noqa: S311  (not a secret)
 
 
@@ -88,6 +84,7 @@ class Background:
 
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._unnamed: set[asyncio.Task[Any]] = set()
 
     def start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` under `name`; a task of that name that still runs is kept and `work` dropped."""
@@ -98,6 +95,13 @@ class Background:
         task = asyncio.create_task(work, name=name)
         self._tasks[name] = task
         task.add_done_callback(self._finished)
+
+    async def finish(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run `work` to its end, even if the caller is cancelled meanwhile; its answer, or error, is the caller's."""
+        task = asyncio.create_task(work)
+        self._unnamed.add(task)
+        task.add_done_callback(self._unnamed.discard)
+        return await asyncio.shield(task)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         if self._tasks.get(task.get_name()) is task:
@@ -112,7 +116,7 @@ class Background:
 
     async def close(self) -> None:
         """Cancel what still runs and wait for its end."""
-        tasks = list(self._tasks.values())
+        tasks = [*self._tasks.values(), *self._unnamed]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

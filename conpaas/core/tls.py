@@ -88,9 +88,7 @@ class Authority:
         """The certificate that all parties trust, as PEM."""
         return self._certificate.public_bytes(serialization.Encoding.PEM)
 
-    def sign(
-        self, csr_pem: bytes, identity: Identity, *, lifetime_s: float, now: datetime | None = None
-    ) -> bytes:
+    def sign(self, csr_pem: bytes, identity: Identity, *, lifetime_s: float, now: datetime | None = None) -> bytes:
         """Return a certificate (PEM) that binds the key of `csr_pem` to `identity` for `lifetime_s` seconds.
 
         Only the key is taken from the request; names and extensions it asks for are ignored. The certificate
@@ -117,9 +115,7 @@ class Authority:
             .add_extension(_CLIENT_AND_SERVER, critical=False)
             .add_extension(_alternative_names(identity), critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
-            )
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
             .sign(self._key, hashes.SHA256())
         )
         return certificate.public_bytes(serialization.Encoding.PEM)
@@ -147,9 +143,7 @@ _CLIENT_AND_SERVER = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, Ext
 
 
 def _alternative_names(identity: Identity) -> x509.SubjectAlternativeName:
-    return x509.SubjectAlternativeName(
-        [x509.UniformResourceIdentifier(identity.uri), x509.DNSName(identity.host)]
-    )
+    return x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity.uri), x509.DNSName(identity.host)])
 
 
 def _key_usage(*, certificates: bool) -> x509.KeyUsage:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from conpaas.core.errors import ForbiddenError, NotAuthenticatedError, NotFoundError
+from conpaas.core.identity import Identity
 from conpaas.core.messages.base import Endpoint, Who
 
 Kind = Literal["anonymous", "user", "director", "manager", "agent"]
@@ -92,3 +93,16 @@ def _fits(who: Who, caller: Caller, target: Target) -> bool:
 
 def _same(caller: Caller, target: Target) -> bool:
     return target.service is not None and caller.service == target.service
+
+
+def caller_of(identity: Identity | None) -> Caller:
+    """Return the caller that a certificate proves; nobody without one."""
+    if identity is None:
+        return ANONYMOUS
+    return Caller(
+        identity.kind,
+        user=identity.user,
+        service=identity.service,
+        instance=identity.instance,
+        epoch=identity.epoch,
+    )

@@ -89,9 +89,7 @@ def test_free_space_is_counted_in_bytes(tmp_path):
     assert files.free_bytes(tmp_path) > 0
 
 
-@pytest.mark.parametrize(
-    "pieces", [(), (b"",), (b"a", b"b" * 3 * MIB, b"c"), tuple(b"%d" % i for i in range(1000))]
-)
+@pytest.mark.parametrize("pieces", [(), (b"",), (b"a", b"b" * 3 * MIB, b"c"), tuple(b"%d" % i for i in range(1000))])
 async def test_a_received_stream_is_stored_and_hashed(tmp_path, pieces):
     content = b"".join(pieces)
 

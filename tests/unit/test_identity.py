@@ -1,11 +1,13 @@
+import contextlib
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conpaas.core.errors import BadInputError
 from conpaas.core.identity import Identity, peer_identity
 
-ids = st.from_regex(r"[a-z0-9-]{1,60}", fullmatch=True)
+ids = st.text("abcxyz0189-", min_size=1, max_size=60)
 instances = ids.filter(lambda name: name not in {"manager", "u"})
 identities = st.one_of(
     st.builds(Identity.director, ids),
@@ -25,11 +27,13 @@ class Peer:
         return {"subjectAltName": self.names} if self.names else None
 
 
+@settings(deadline=None)
 @given(identities)
 def test_an_identity_is_read_back_from_its_uri(identity):
     assert Identity.parse(identity.uri) == identity
 
 
+@settings(deadline=None)
 @given(identities, identities)
 def test_two_identities_share_a_host_name_only_if_they_manage_one_service(one, other):
     if one.host == other.host and one != other:
@@ -87,12 +91,11 @@ def test_a_malformed_uri_is_refused(uri):
         Identity.parse(uri)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_is_an_identity_in_one_form_or_refused(text):
-    try:
+    with contextlib.suppress(BadInputError):
         assert Identity.parse(text).uri == text
-    except BadInputError:
-        pass
 
 
 @pytest.mark.parametrize("bad", ["", "A", "a.b", "a/b", "a" * 61, "a\n", "ü"])

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conpaas.core import units
@@ -52,16 +52,19 @@ def test_a_size_is_shown_in_the_largest_unit_that_fits(size, text):
     assert units.show_size(size) == text
 
 
+@settings(deadline=None)
 @given(sizes)
 def test_a_shown_size_is_read_back_within_a_twentieth(size):
     assert abs(units.parse_size(units.show_size(size)) - size) <= size / 20
 
 
+@settings(deadline=None)
 @given(st.integers(min_value=1, max_value=1023), st.integers(min_value=0, max_value=5))
 def test_whole_units_are_shown_and_read_back_exactly(number, power):
     assert units.parse_size(units.show_size(number * 1024**power)) == number * 1024**power
 
 
+@settings(deadline=None)
 @given(sizes)
 def test_plain_bytes_are_read_exactly(size):
     assert units.parse_size(str(size)) == size
@@ -75,6 +78,7 @@ def test_a_duration_is_read_as_seconds(text, seconds):
     assert units.parse_duration(text) == pytest.approx(seconds)
 
 
+@settings(deadline=None)
 @given(st.integers(min_value=0, max_value=10**6), st.sampled_from(["s", "m", "h", "d"]))
 def test_a_written_duration_is_that_many_units(number, unit):
     factor = {"s": 1, "m": 60, "h": 3600, "d": 86400}[unit]

@@ -1,1 +1,1 @@
-"""Every command and report of the protocol: `public` (people to director), `manager`, `agent`, `internal` (to director)."""
+"""Every command and report of the protocol, by receiver: `public` and `internal` (the director), `manager`, `agent`."""

@@ -37,9 +37,7 @@ def from_peer(kind: type[M], body: bytes | str) -> M:
     try:
         return kind.model_validate_json(body, extra="ignore")
     except ValidationError as exc:
-        raise PeerError(
-            f"the peer's {kind.__name__} is malformed: {exc.error_count()} errors: {exc}"
-        ) from exc
+        raise PeerError(f"the peer's {kind.__name__} is malformed: {exc.error_count()} errors: {exc}") from exc
 
 
 class Who(StrEnum):

@@ -153,12 +153,8 @@ REMOVE = Endpoint(
 )
 LIST_NODES = Endpoint(method="GET", path="/nodes", summary="All nodes", allow=_BOTH, response=Nodes)
 GET_NODE = Endpoint(method="GET", path="/nodes/{node}", summary="One node", allow=_BOTH, response=NodeView)
-GET_STATE = Endpoint(
-    method="GET", path="/state", summary="State of the service", allow=_BOTH, response=ManagerState
-)
-GET_STATES = Endpoint(
-    method="GET", path="/states", summary="State history", allow=_BOTH, response=StateHistory
-)
+GET_STATE = Endpoint(method="GET", path="/state", summary="State of the service", allow=_BOTH, response=ManagerState)
+GET_STATES = Endpoint(method="GET", path="/states", summary="State history", allow=_BOTH, response=StateHistory)
 GET_CONFIGURATION = Endpoint(
     method="GET", path="/configuration", summary="What is wanted", allow=_BOTH, response=Configuration
 )
@@ -196,9 +192,7 @@ GET_MONITORING = Endpoint(
     allow=_BOTH,
     response=Monitoring,
 )
-LIST_ALL_LOGS = Endpoint(
-    method="GET", path="/logs", summary="Logs of all nodes", allow=_BOTH, response=ManagerLogs
-)
+LIST_ALL_LOGS = Endpoint(method="GET", path="/logs", summary="Logs of all nodes", allow=_BOTH, response=ManagerLogs)
 READ_NODE_LOG = Endpoint(
     method="GET",
     path="/logs/{node}/{name}",

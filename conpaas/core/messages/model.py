@@ -146,7 +146,7 @@ class MetricPoint(Message):
     at: datetime
     node: str = ""
     values: dict[str, float]
-    """`request_rate` 1/s, `error_rate` 1/s, `throughput` bytes/s, `response_p50`, `_p95`, `_p99` ms, `cpu`, `memory`, …"""
+    """`request_rate` 1/s, `error_rate` 1/s, `throughput` bytes/s, `response_p50`, `_p95`, `_p99` ms, `cpu`, …"""
 
 
 class LogChunk(Message):

@@ -49,9 +49,7 @@ class Registration(Message):
     """A new account."""
 
     username: Username
-    email: Annotated[
-        str, StringConstraints(strip_whitespace=True, max_length=200, pattern=r"^[^@\s]+@[^@\s]+$")
-    ]
+    email: Annotated[str, StringConstraints(strip_whitespace=True, max_length=200, pattern=r"^[^@\s]+@[^@\s]+$")]
     password: Password
     first_name: Text = ""
     last_name: Text = ""
@@ -466,9 +464,7 @@ LOGIN = Endpoint(
 LOGOUT = Endpoint(
     method="POST", path=f"{P}/logout", summary="End the session", allow=_USER, response=Ack, tags=("account",)
 )
-GET_ME = Endpoint(
-    method="GET", path=f"{P}/me", summary="My account", allow=_USER, response=UserView, tags=("account",)
-)
+GET_ME = Endpoint(method="GET", path=f"{P}/me", summary="My account", allow=_USER, response=UserView, tags=("account",))
 CHANGE_PASSWORD = Endpoint(
     method="POST",
     path=f"{P}/me/password",

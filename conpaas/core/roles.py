@@ -1,0 +1,263 @@
+"""The roles of one node: configurations applied, kept in one file, made so again after a restart.
+
+Held by every agent, and by a manager for the roles that live on its own instance. Knows role agents only through the
+contract in `core.service`.
+"""
+
+import asyncio
+import hashlib
+import json
+import shutil
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+from pydantic import ValidationError
+
+from conpaas.core import archive, files, plugins, rpc
+from conpaas.core.clock import Clock
+from conpaas.core.engines import Supervisor
+from conpaas.core.errors import BadInputError, BlobMissingError, ConpaasError, NotFoundError
+from conpaas.core.messages.agent import RoleStatus
+from conpaas.core.messages.model import LogChunk
+from conpaas.core.service import Health, Host, RoleAgent
+
+log = structlog.get_logger()
+
+BLOB_LIMIT_BYTES = 1 << 30
+
+
+@dataclass
+class _Held:
+    """One role that this node holds."""
+
+    agent: RoleAgent[Any]
+    supervisor: Supervisor
+    config: dict[str, Any]
+    digest: str
+    applied: bool = False
+    busy: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Roles:
+    """What a node does. `agents` says by role where its RoleAgent is found; `directory` outlives the daemon."""
+
+    def __init__(
+        self, directory: Path, *, instance: str, address: str, agents: Mapping[str, str], clock: Clock
+    ) -> None:
+        self.directory = directory
+        self.logs = directory / "logs"
+        self._instance, self._address, self._agents, self._clock = instance, address, agents, clock
+        self._held: dict[str, _Held] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._unpacking = asyncio.Lock()
+
+    # -- roles ------------------------------------------------------------------------------------------------------
+
+    async def restore(self) -> None:
+        """Make so again what was applied before this daemon started. What fails is left to the next `apply`."""
+        try:
+            stored = json.loads(self._file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return
+        for role, config in stored.items():
+            try:
+                await self.apply({role: config})
+            except ConpaasError as exc:
+                log.warning("role-not-restored", role=role, error=exc.message)
+
+    async def apply(self, configs: Mapping[str, dict[str, Any]]) -> None:
+        """Make these roles so, all at once; return when each is healthy. Others are left alone.
+
+        Raises NotFoundError for a role that the service type does not have, BlobMissingError for code that must be
+        sent first, BadInputError for a configuration that is none, and what the role agents raise. What is wanted is
+        on disk before the first act, so that a restart goes on with it.
+        """
+        chosen = {role: (self._role(role), config, _digest(config)) for role, config in configs.items()}
+        for held, config, digest in chosen.values():
+            held.applied = held.applied and held.digest == digest
+            held.config, held.digest = config, digest
+        self._save()
+        outcomes = await asyncio.gather(
+            *(self._apply_one(role, held) for role, (held, _, _) in chosen.items()), return_exceptions=True
+        )
+        errors = [outcome for outcome in outcomes if outcome is not None]
+        if errors:
+            raise errors[0]
+
+    async def _apply_one(self, role: str, held: _Held) -> None:
+        async with self._lock(role):
+            if held.applied and (await held.agent.health()).ok:
+                return
+            config = _parse(held.agent, role, held.config)
+            held.busy = "applying"
+            try:
+                await held.agent.apply(config)
+                held.applied = True
+            finally:
+                held.busy = ""
+
+    async def stop(self, role: str, drain_s: float) -> None:
+        """End a role: drain, stop its engines, forget it. A role that is not held is fine."""
+        async with self._lock(role):
+            held = self._held.get(role)
+            if held is None:
+                return
+            held.busy = "draining"
+            await held.agent.stop(drain_s)
+            held.supervisor.close()
+            del self._held[role]
+            self._save()
+
+    async def stop_all(self, drain_s: float) -> None:
+        """End every role, all at once."""
+        await asyncio.gather(*(self.stop(role, drain_s) for role in list(self._held)))
+
+    async def status(self) -> dict[str, RoleStatus]:
+        """Return how each role is, by asking its agent."""
+        held = list(self._held.items())
+        healths = await asyncio.gather(*(self._health(one) for _, one in held))
+        return {
+            role: RoleStatus(
+                healthy=health.ok and one.applied,
+                detail=health.detail or one.busy,
+                digest=one.digest if one.applied else "",
+                metrics=one.metrics,
+            )
+            for (role, one), health in zip(held, healths, strict=True)
+        }
+
+    async def _health(self, held: _Held) -> Health:
+        if not held.applied:
+            return Health(ok=False, detail=held.busy or "not applied yet")
+        try:
+            return await held.agent.health()
+        except ConpaasError as exc:
+            return Health(ok=False, detail=exc.message)
+
+    async def measure(self) -> None:
+        """Take the metrics of each role; `status` shows them until the next time."""
+        for role, held in list(self._held.items()):
+            if held.applied:
+                try:
+                    held.metrics = await held.agent.metrics()
+                except ConpaasError as exc:
+                    log.debug("no-metrics", role=role, error=exc.message)
+                    held.metrics = {}
+
+    def close(self) -> None:
+        """Stop watching the engines; they go on."""
+        for held in self._held.values():
+            held.supervisor.close()
+
+    def _role(self, role: str) -> _Held:
+        held = self._held.get(role)
+        if held is not None:
+            return held
+        reference = self._agents.get(role)
+        if reference is None:
+            raise NotFoundError(f"this node's service has no role '{role}'", value=role)
+        folder, logs = self.directory / "roles" / role, self.logs / role
+        for path in (folder, logs):
+            path.mkdir(parents=True, exist_ok=True)
+        supervisor = Supervisor(folder / "engines", logs)
+        host = Host(
+            instance=self._instance,
+            address=self._address,
+            directory=folder,
+            logs=logs,
+            engines=supervisor,
+            unpacked=self.unpacked,
+            forget_unpacked=self.forget_unpacked,
+        )
+        held = self._held[role] = _Held(plugins.load(reference)(host), supervisor, {}, "")
+        return held
+
+    def _lock(self, role: str) -> asyncio.Lock:
+        return self._locks.setdefault(role, asyncio.Lock())
+
+    @property
+    def _file(self) -> Path:
+        return self.directory / "roles.json"
+
+    def _save(self) -> None:
+        wanted = {role: held.config for role, held in self._held.items()}
+        files.write_atomically(self._file, json.dumps(wanted), mode=0o600)
+
+    # -- code -------------------------------------------------------------------------------------------------------
+
+    def has_blob(self, sha256: str) -> bool:
+        """Say whether the blob is here."""
+        return (self.directory / "blobs" / sha256).exists()
+
+    async def receive_blob(self, sha256: str, stream: AsyncIterator[bytes]) -> None:
+        """Store a blob as it comes; BadInputError if it is not the one that was announced."""
+        folder = self.directory / "blobs"
+        folder.mkdir(parents=True, exist_ok=True)
+        await files.receive_blob(stream, folder, limit=BLOB_LIMIT_BYTES, expect_sha256=sha256)
+
+    async def unpacked(self, sha256: str) -> Path:
+        """Return the folder of an unpacked code version; raise BlobMissingError if its blob was not sent."""
+        target = self.directory / "code" / sha256[:16]
+        async with self._unpacking:
+            if not target.exists():
+                if not self.has_blob(sha256):
+                    raise BlobMissingError("this node has not been sent the code version", value=sha256)
+                target.parent.mkdir(exist_ok=True)
+                blob = self.directory / "blobs" / sha256
+                await asyncio.to_thread(archive.unpack, blob, target)
+        return target
+
+    async def forget_unpacked(self, keep: frozenset[str]) -> None:
+        """Delete code versions and blobs other than those in `keep`."""
+        async with self._unpacking:
+            await asyncio.to_thread(self._forget, keep)
+
+    def _forget(self, keep: frozenset[str]) -> None:
+        short = {sha256[:16] for sha256 in keep}
+        for path in (self.directory / "code").glob("*"):
+            if path.name not in short:
+                shutil.rmtree(path, ignore_errors=True)
+        for path in (self.directory / "blobs").glob("*"):
+            if path.name not in keep:
+                path.unlink(missing_ok=True)
+
+    # -- logs -------------------------------------------------------------------------------------------------------
+
+    def log_names(self) -> dict[str, int]:
+        """Return the sizes of all logs in bytes, by name: `ROLE.FILE`, and the daemon's own."""
+        return {name: path.stat().st_size for name, path in self._log_files().items()}
+
+    def read_log(self, name: str, offset: int, limit: int) -> LogChunk:
+        """Return a piece of a log; a negative offset counts from the end. Raises NotFoundError."""
+        path = self._log_files().get(name)
+        if path is None:
+            raise NotFoundError(f"there is no log '{name}'", value=name, hint="list the logs first")
+        with path.open("rb") as stream:
+            size = stream.seek(0, 2)
+            start = max(0, size + offset) if offset < 0 else min(offset, size)
+            stream.seek(start)
+            raw = stream.read(limit)
+        return LogChunk(text=raw.decode("utf-8", "replace"), next=start + len(raw), size=size)
+
+    def _log_files(self) -> dict[str, Path]:
+        found = {path.name: path for path in sorted(self.directory.glob("*.log"))}
+        for path in sorted(self.logs.glob("*/*")):
+            if path.suffix in {".log", ".out"}:
+                found[f"{path.parent.name}.{path.name}"] = path
+        return found
+
+
+def _parse(agent: RoleAgent[Any], role: str, config: dict[str, Any]) -> Any:
+    try:
+        return agent.config.model_validate(config, extra="ignore")
+    except ValidationError as exc:
+        error = rpc.bad_input(exc)
+        raise BadInputError(f"configuration of {role}: {error.message}", value=error.value) from exc
+
+
+def _digest(config: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]

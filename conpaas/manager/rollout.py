@@ -1,0 +1,247 @@
+"""From what is to what is wanted: plan, run the stages, compare again.
+
+One path for start, scale, new code, new settings, a dead node and stop. Level-triggered: every round reads the record
+of the service, so that it does not matter where the round before, or the manager before, came to an end.
+"""
+
+import asyncio
+import hashlib
+import hmac
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from conpaas.core.errors import ConpaasError, PeerError
+from conpaas.core.member import Member
+from conpaas.core.messages.internal import (
+    DELETE_INSTANCE,
+    READ_RECORD,
+    REQUEST_INSTANCES,
+    Gone,
+    Instances,
+    RequestInstances,
+)
+from conpaas.core.messages.model import CodeVersionView, ServiceRecord
+from conpaas.core.roles import Roles
+from conpaas.core.service import MANAGER, Assignment, Node, Planner, Situation, Stage, Step
+from conpaas.core.states import NodeState, ServiceState
+from conpaas.core.timings import Timings
+from conpaas.manager.nodes import Handle, Nodes
+
+log = structlog.get_logger()
+
+
+@dataclass
+class Progress:
+    """How far the service is from what is wanted, for people."""
+
+    state: ServiceState = ServiceState.INIT
+    reason: str = ""
+    done: int = 0
+    total: int = 0
+    generation: int = 0
+    urls: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def message(self) -> str:
+        """Say it in words: `2 of 3 nodes serving`."""
+        return f"{self.done} of {self.total} nodes serving" if self.total else ""
+
+
+class Rollout:
+    """Brings one service to what is wanted. `boot` is given each new node, to be asked until it answers."""
+
+    def __init__(
+        self,
+        member: Member,
+        nodes: Nodes,
+        own_roles: Roles,
+        planner: Planner,
+        *,
+        timings: Timings,
+        boot: Callable[[Handle], None],
+    ) -> None:
+        self._member, self._nodes, self._own, self._planner = member, nodes, own_roles, planner
+        self._timings, self._boot = timings, boot
+        self._service = member.context.service
+        self._requests = 0
+        self._last_code: tuple[CodeVersionView | None, CodeVersionView | None] = (None, None)
+        self.record: ServiceRecord
+        self.progress = Progress()
+        self.reached = -1
+        """The generation that was last reached in full."""
+        self.situation: Situation | None = None
+
+    async def read(self) -> ServiceRecord:
+        """Read the record of the service, and learn of nodes from it."""
+        self.record = await self._member.director.call(READ_RECORD, id=self._service)
+        for handle in self._nodes.learn(self.record.nodes):
+            self._boot(handle)
+        return self.record
+
+    async def round(self) -> bool:
+        """Go as far as is possible now; return whether all is as wanted."""
+        record = await self.read()
+        roles = record.wanted.roles if record.wanted.running else {}
+        await self._give_back_lost()
+        plan = self._planner.assign(roles, [handle.node() for handle in self._nodes.living()])
+        self._note(record, plan)
+        if plan.missing:
+            await self._request(plan.missing, record)
+            plan = self._planner.assign(roles, [handle.node() for handle in self._nodes.living()])
+            self._note(record, plan)
+        leaving = [handle for handle in self._nodes.living() if handle.view.id not in plan.roles]
+        await self._roll_out(roles, record, leaving)
+        await asyncio.gather(*(self._give_back(handle) for handle in leaving))
+        waiting = any(not handle.usable for handle in self._nodes.living())
+        done = not plan.missing and not waiting and not self._ill()
+        self._note(record, plan)
+        if done:
+            self.reached = record.generation
+            self._settle(record)
+        return done
+
+    # -- nodes come and go ------------------------------------------------------------------------------------------
+
+    async def _request(self, count: int, record: ServiceRecord) -> None:
+        ids = "+".join(handle.view.id for handle in self._nodes.living())
+        mark = hashlib.sha256(f"{record.generation}/{record.epoch}/{self._requests}/{ids}".encode()).hexdigest()[:24]
+        body = RequestInstances(count=count, cloud=record.cloud, key=mark)
+        answer: Instances = await self._member.director.call(REQUEST_INSTANCES, body, id=self._service)
+        self._requests += 1
+        log.info("nodes-requested", count=count, got=len(answer.items))
+        await self.read()
+        refused = [view for view in answer.items if view.state is NodeState.GONE]
+        if refused:
+            self.progress.reason = f"{len(refused)} of {count} nodes refused: {refused[0].reason}"
+
+    async def _give_back_lost(self) -> None:
+        lost = [handle for handle in self._nodes.handles.values() if handle.state is NodeState.LOST]
+        await asyncio.gather(*(self._delete(handle, failed=True) for handle in lost))
+
+    async def _give_back(self, handle: Handle) -> None:
+        if handle.usable:
+            try:
+                await self._nodes.farewell(handle)
+            except ConpaasError as exc:  # it leaves all the same
+                log.warning("no-farewell", node=handle.view.id, error=exc.message)
+        await self._delete(handle, failed=False)
+
+    async def _delete(self, handle: Handle, *, failed: bool) -> None:
+        reason = handle.reason or "no longer needed"
+        self._nodes.move(handle, NodeState.DELETING, reason)
+        if handle.client is not None:
+            await handle.client.close()
+        body = Gone(reason=reason, failed=failed)
+        await self._member.director.call(DELETE_INSTANCE, body, id=self._service, instance=handle.view.id)
+        self._nodes.handles.pop(handle.view.id, None)
+
+    # -- stages -----------------------------------------------------------------------------------------------------
+
+    async def _roll_out(self, roles: Mapping[str, int], record: ServiceRecord, leaving: Sequence[Handle]) -> None:
+        usable = [handle for handle in self._nodes.living() if handle.usable and handle.silent_since is None]
+        staying = [handle for handle in usable if handle not in leaving]
+        assignment = self._planner.assign(roles, [handle.node() for handle in staying])
+        self.situation = self._look(record, usable, assignment)
+        if roles and not staying:
+            return
+        for handle in leaving:
+            if handle.usable:
+                self._nodes.move(handle, NodeState.DRAINING, "no longer needed")
+        await asyncio.gather(*(self._prepare(handle, record) for handle in staying))
+        for stage in self._planner.stages(self.situation):
+            await self._run(stage, {handle.view.id for handle in leaving})
+        for handle in staying:
+            if handle.state is NodeState.CONFIGURING:
+                self._nodes.move(handle, NodeState.SERVING)
+        self.progress.urls = self._planner.urls(self.situation)
+
+    def _look(self, record: ServiceRecord, usable: Sequence[Handle], assignment: Assignment) -> Situation:
+        code = next((version for version in record.code if version.id == record.wanted.code), None)
+        if self._last_code[0] != code:
+            self._last_code = (code, self._last_code[0])
+        nodes = {handle.view.id: handle.node() for handle in usable}
+        own = Node(MANAGER, self._member.context.address)
+        return Situation(
+            service=self._service,
+            wanted=record.wanted,
+            nodes={**nodes, MANAGER: own},
+            assignment=assignment,
+            code=code,
+            previous_code=self._last_code[1],
+            secret=self.secret,
+        )
+
+    def secret(self, purpose: str) -> str:
+        """Derive the service's password for `purpose`."""
+        seed = self.record.seed.get_secret_value().encode()
+        return hmac.new(seed, purpose.encode(), hashlib.sha256).hexdigest()[:40]
+
+    async def _prepare(self, handle: Handle, record: ServiceRecord) -> None:
+        try:
+            await self._nodes.prepare(handle, record.wanted.start_script, record.wanted.stop_script)
+        except PeerError:
+            raise
+        except ConpaasError as exc:  # a user's script that fails is told, and keeps nobody from serving
+            self.progress.reason = f"{handle.view.id}: {exc.message}"
+            log.warning("start-script-failed", node=handle.view.id, error=exc.message)
+
+    async def _run(self, stage: Stage, leaving: set[str]) -> None:
+        """Run the steps of a stage in parallel, those of one node together; what fails on a leaving node is let go."""
+        by_node: dict[str, list[Step]] = defaultdict(list)
+        for step in stage:
+            by_node[step.node].append(step)
+        outcomes = await asyncio.gather(
+            *(self._run_on(node, steps) for node, steps in by_node.items()), return_exceptions=True
+        )
+        for node, outcome in zip(by_node, outcomes, strict=True):
+            if isinstance(outcome, ConpaasError):
+                log.warning("step-failed", node=node, error=outcome.message, code=outcome.code)
+                if node not in leaving:
+                    raise outcome
+            elif outcome is not None:
+                raise outcome
+
+    async def _run_on(self, node: str, steps: Sequence[Step]) -> None:
+        wanted = {step.role: step.config.model_dump(mode="json") for step in steps if step.config is not None}
+        ending = [step.role for step in steps if step.config is None]
+        drain_s = self._timings.drain_s
+        if node == MANAGER:
+            if wanted:
+                await self._own.apply(wanted)
+            await asyncio.gather(*(self._own.stop(role, drain_s) for role in ending))
+            return
+        handle = self._nodes.handles[node]
+        if wanted:
+            await self._nodes.apply(handle, wanted, self._timings.apply_timeout_s)
+        await asyncio.gather(*(self._nodes.stop_role(handle, role, drain_s) for role in ending if role in handle.roles))
+
+    # -- progress ---------------------------------------------------------------------------------------------------
+
+    def _ill(self) -> list[Handle]:
+        return [handle for handle in self._nodes.living() if handle.silent_since is not None]
+
+    def _note(self, record: ServiceRecord, plan: Assignment) -> None:
+        """Say how far we are; a service that was as wanted and is not any more adapts."""
+        progress = self.progress
+        progress.generation = record.generation
+        progress.total = sum(1 for node in plan.roles if node != MANAGER) + plan.missing
+        progress.done = sum(1 for handle in self._nodes.living() if handle.state is NodeState.SERVING)
+        if not record.wanted.running:
+            settled = record.state in {ServiceState.INIT, ServiceState.STOPPED} and not self._nodes.living()
+            progress.state = record.state if settled else ServiceState.EPILOGUE
+        elif record.state in {ServiceState.RUNNING, ServiceState.ADAPTING} or self.reached >= 0:
+            progress.state = ServiceState.ADAPTING
+        else:
+            progress.state = ServiceState.PROLOGUE
+
+    def _settle(self, record: ServiceRecord) -> None:
+        if record.wanted.running:
+            self.progress.state, self.progress.reason = ServiceState.RUNNING, ""
+        else:
+            self.progress.urls = {}
+            self.progress.reason = ""
+            self.progress.state = ServiceState.INIT if record.state is ServiceState.INIT else ServiceState.STOPPED
+            self.reached = -1

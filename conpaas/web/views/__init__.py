@@ -1,0 +1,1 @@
+"""The pages: each module reads, asks the SDK, and shows."""

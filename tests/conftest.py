@@ -1,0 +1,22 @@
+"""What every test gets: the outside plug-in of the tests, and addresses that no other test uses."""
+
+import itertools
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+PLUGINS = Path(__file__).parent / "fakes" / "plugins"
+sys.path.insert(0, str(PLUGINS))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PLUGINS), os.environ.get("PYTHONPATH")]))
+
+_counter = itertools.count(1)
+
+
+@pytest.fixture
+def address() -> str:
+    """Return a loopback address that this test has for itself, also among parallel workers."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    number = next(_counter)
+    return f"127.{101 + worker}.{(os.getpid() + number // 250) % 250}.{number % 250 + 2}"
