@@ -111,8 +111,8 @@ source_hash() {
         cd "$checkout" || exit
         {
             pwd
-            find conpaas bootstrap/browser bootstrap/browser_libraries.py pyproject.toml README.md \
-                -name __pycache__ -prune -o -path conpaas/web/static/vendor -prune -o -type f -print0 |
+            find conpaas examples/guestbook bootstrap/browser bootstrap/browser_libraries.py pyproject.toml \
+                README.md -name __pycache__ -prune -o -path conpaas/web/static/vendor -prune -o -type f -print0 |
                 LC_ALL=C sort -z | xargs -0 sha256sum
         } | sha256sum | cut -d' ' -f1
     )

@@ -3,6 +3,7 @@
 import itertools
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,18 @@ _counter = itertools.count(1)
 
 
 @pytest.fixture
-def address() -> str:
-    """Return a loopback address that this test has for itself, also among parallel workers."""
+def new_address() -> Callable[[], str]:
+    """Return a maker of loopback addresses that this test has for itself, also among parallel workers."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
-    number = next(_counter)
-    return f"127.{101 + worker}.{(os.getpid() + number // 250) % 250}.{number % 250 + 2}"
+
+    def make() -> str:
+        number = next(_counter)
+        return f"127.{101 + worker}.{(os.getpid() + number // 250) % 250}.{number % 250 + 2}"
+
+    return make
+
+
+@pytest.fixture
+def address(new_address: Callable[[], str]) -> str:
+    """Return one such address."""
+    return new_address()

@@ -102,9 +102,7 @@ class Output:
             return
         with _bar(TextColumn("{task.fields[size]}"), TimeElapsedColumn()) as bar:
             task = bar.add_task(title, total=None, size="")
-            yield lambda sent, total: bar.update(
-                task, completed=sent, total=total, size=units.show_size(sent)
-            )
+            yield lambda sent, total: bar.update(task, completed=sent, total=total, size=units.show_size(sent))
 
 
 def document(answer: Message | Sequence[Message]) -> Any:
@@ -129,7 +127,9 @@ def plain_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[
     """Return the lines of a table in columns, two spaces apart."""
     everything = [list(headings), *([" ".join(cell.split()) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in everything) for column in range(len(headings))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in everything]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in everything
+    ]
 
 
 class _Lines:

@@ -1,6 +1,5 @@
 """The command `conpaas` and where each of its verbs lives."""
 
-import sys
 from collections.abc import Sequence
 
 import click
@@ -42,7 +41,4 @@ def root() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; leaves by SystemExit with the exit code."""
-    try:
-        root.main(args=None if arguments is None else list(arguments), prog_name="conpaas")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    root.main(args=None if arguments is None else list(arguments), prog_name="conpaas")

@@ -17,7 +17,7 @@ from conpaas.core.errors import ConpaasError, NotAuthenticatedError, PeerError
 from conpaas.core.messages.model import OperationView, ServiceView
 from conpaas.sdk import Conpaas, OperationFailedError, connect
 
-EXIT_ERROR, EXIT_FAILED, EXIT_LOGIN, EXIT_UNREACHABLE = 1, 3, 4, 5
+EXIT_ERROR, EXIT_FAILED, EXIT_LOGIN, EXIT_UNREACHABLE, EXIT_INTERRUPTED = 1, 3, 4, 5, 130
 COMPLETION_TIMEOUT_S = 2.0
 
 P = ParamSpec("P")
@@ -42,7 +42,7 @@ class Lazy(click.Group):
     def __init__(self, *args: Any, lazy: Mapping[str, str] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._lazy = dict(lazy or {})
-        """Module by command; the command is the module's attribute of its name, `-` written as `_`."""
+        """Module by the name of a command that is defined in it."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *self._lazy})
@@ -50,27 +50,28 @@ class Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self._lazy:
             return super().get_command(ctx, cmd_name)
-        command = getattr(importlib.import_module(self._lazy[cmd_name]), cmd_name.replace("-", "_"))
-        if not isinstance(command, click.Command):
-            raise TypeError(f"{self._lazy[cmd_name]}:{cmd_name} is no command")
-        return command
+        members = vars(importlib.import_module(self._lazy[cmd_name])).values()
+        return next(it for it in members if isinstance(it, click.Command) and it.name == cmd_name)
 
 
 class Root(Lazy):
     """The outermost group: expected errors are shown, with their hint, and become exit codes."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        out = ctx.ensure_object(Output)
         try:
             return super().invoke(ctx)
         except ConpaasError as exc:
             error = exc
         except ValidationError as exc:  # of a message that we made out of the user's words
             error = rpc.bad_input(exc)
-        ctx.ensure_object(Output).error(error)
-        ctx.exit(exit_code(error))
+        except KeyboardInterrupt:
+            ctx.exit(EXIT_INTERRUPTED)
+        out.error(error)
+        return ctx.exit(exit_code(error))
 
 
-def _wants_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's contract
+def _wants_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if value:
         ctx.ensure_object(Output).as_json = True
 
@@ -202,6 +203,7 @@ async def _nodes_of(conpaas: Conpaas, service: ServiceView) -> list[str]:
     return sorted({entry.node for entry in await conpaas.logs(service.id)})
 
 
+complete_services = _complete(_service_names)
 complete_types = _complete(_type_names)
 complete_clouds = _complete(_cloud_names)
 complete_applications = _complete(_application_names)
@@ -209,4 +211,4 @@ complete_roles = _of_service(_roles_of)
 complete_settings = _of_service(_settings_of)
 complete_versions = _of_service(_versions_of)
 complete_nodes = _of_service(_nodes_of)
-service_argument = click.argument("service", metavar="NAME", shell_complete=_complete(_service_names))
+service_argument = click.argument("service", metavar="NAME", shell_complete=complete_services)

@@ -14,6 +14,10 @@ def ago(moment: datetime | None) -> str:
     return "never" if moment is None else units.ago((datetime.now(UTC) - moment).total_seconds())
 
 
+def _at(moment: datetime) -> str:
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
 def _url(service: ServiceView) -> str:
     return service.urls.get("application") or next(iter(service.urls.values()), "")
 
@@ -73,13 +77,19 @@ OPERATIONS: Sequence[Column] = (
     ("Progress", _progress),
 )
 EVENTS: Sequence[Column] = (
-    ("When", lambda e: e.at.astimezone().strftime("%Y-%m-%d %H:%M:%S")),
+    ("When", lambda e: _at(e.at)),
     ("Who", lambda e: e.actor),
     ("What", lambda e: e.kind),
     ("Service", lambda e: e.service or ""),
     ("Message", lambda e: e.message),
     ("Before", lambda e: e.before),
     ("After", lambda e: e.after),
+)
+STATES: Sequence[Column] = (
+    ("State", lambda c: str(c.state)),
+    ("When", lambda c: _at(c.at)),
+    ("By", lambda c: c.actor),
+    ("Reason", lambda c: c.reason),
 )
 APPLICATIONS: Sequence[Column] = (
     ("Name", lambda a: a.name),

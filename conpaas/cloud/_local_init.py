@@ -10,15 +10,14 @@ import json
 import os
 import select
 import signal
-import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-MARKER = "CONPAAS_INSTANCE"
-"""The environment variable that every process of an instance bears; its value is the instance's id."""
+MARKER = "CONPAAS_LOCAL_MARK"
+"""The environment variable that every process of an instance bears; its value is the instance's `mark`."""
 READY = b"ready"
 """What is written to the reply pipe when the instance lives; anything else is the reason why it does not."""
 DAEMON_USER = "conpaas"
@@ -40,6 +39,8 @@ class Spec(NamedTuple):
     """One instance, as its driver wants it."""
 
     id: str
+    mark: str
+    """Unlike that of any other instance on this machine, whatever its id."""
     kind: str
     """The daemon: names its log and its process."""
     home: str
@@ -214,7 +215,7 @@ def _be_first(spec: Spec, begin: int, kept: tuple[int, int], daemon: Daemon) -> 
         except OSError as exc:
             os.write(reply, _words(exc))
             os._exit(1)
-        retitle(spec.id, f"conpaas-init {spec.id}".split())
+        retitle(spec.mark, ["conpaas-init", spec.id])
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         with contextlib.suppress(BrokenPipeError):  # nobody waits any more
             os.write(reply, READY)
@@ -231,10 +232,10 @@ def _keep_only(descriptors: set[int]) -> None:
     nothing = os.open("/dev/null", os.O_RDWR)
     for number in range(3):
         os.dup2(nothing, number)
-    for text in os.listdir("/proc/self/fd"):
-        if int(text) > 2 and int(text) not in descriptors:
-            with contextlib.suppress(OSError):  # the listing's own descriptor is closed already
-                os.close(int(text))
+    opened = {int(path.name) for path in Path("/proc/self/fd").iterdir()}
+    for number in opened - descriptors - {0, 1, 2}:
+        with contextlib.suppress(OSError):  # the listing's own is closed already
+            os.close(number)
 
 
 class _First:
@@ -369,7 +370,7 @@ def _kill_descendants() -> None:
     """Kill all that descends from this process; as subreaper, none can get away."""
     while True:
         list(_reaped())
-        parents = {int(name): _parent(name) for name in os.listdir("/proc") if name.isdigit()}
+        parents = {int(path.name): _parent(path.name) for path in Path("/proc").glob("[1-9]*")}
         family = {os.getpid()}
         while more := {pid for pid, parent in parents.items() if parent in family} - family:
             family |= more
@@ -393,12 +394,12 @@ def _parent(pid: str) -> int:
 
 
 def placeholder() -> str:
-    """Return a value of MARKER that leaves room for any id, for the environment of a process that will `retitle`."""
-    return "_" * 64
+    """Return a value of MARKER that leaves room for any mark, for the environment of a process that will `retitle`."""
+    return "_" * 80
 
 
-def retitle(instance: str, argv: list[str]) -> None:
-    """Show this process, to ps and in /proc, as `argv` with MARKER set to `instance`, though it was not executed.
+def retitle(mark: str, argv: list[str]) -> None:
+    """Show this process, to ps and in /proc, as `argv` with MARKER set to `mark`, though it was not executed.
 
     Writes over the memory that the kernel shows, no further than its ends; the marker only over a placeholder.
     """
@@ -410,7 +411,7 @@ def retitle(instance: str, argv: list[str]) -> None:
     place = environment.find(f"{MARKER}={placeholder()}".encode())
     if place >= 0:
         start = env_begin + place + len(MARKER) + 1
-        ctypes.memmove(start, instance.encode().ljust(len(placeholder()), b"\0"), len(placeholder()))
+        ctypes.memmove(start, mark.encode().ljust(len(placeholder()), b"\0"), len(placeholder()))
     _call("prctl", _PR_SET_NAME, Path(argv[0]).name.encode()[:15], 0, 0, 0)
 
 

@@ -13,6 +13,7 @@ import structlog
 
 import conpaas
 from conpaas.cloud import _local_init as init
+from conpaas.cloud import _local_machine as machine
 from conpaas.cloud import _local_zygote as zygote
 from conpaas.core import run
 from conpaas.core.errors import CloudBusyError
@@ -26,8 +27,8 @@ _ZYGOTE_END_S = 2.0
 
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
     """Return what processes of an instance find in their environment: nothing of ours but where programs are."""
-    path = [*os.environ.get("PATH", os.defpath).split(os.pathsep), str(Path(sys.executable).parent)]
-    found = {"PATH": os.pathsep.join(dict.fromkeys(path)), "LANG": "C.UTF-8", "USER": init.DAEMON_USER, **extra}
+    path = os.pathsep.join(machine.search_path())
+    found = {"PATH": path, "LANG": "C.UTF-8", "USER": init.DAEMON_USER, **extra}
     package = Path(conpaas.__file__).parents[1]
     if str(package) not in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
         found["PYTHONPATH"] = str(package)  # we run from a source tree
@@ -43,6 +44,8 @@ class Starter:
         """What a zygote loads; None: no zygote."""
         self._lock = threading.Lock()
         self._zygote: _Zygote | None = None
+        self._broken = ""
+        """The version of the code that no zygote can load."""
 
     @property
     def stamp(self) -> str:
@@ -78,10 +81,16 @@ class Starter:
             return b""
         finally:
             os.close(inlet)
-        return _answer(reply)
+        answer = _answer(reply)
+        if answer:
+            helper.proven = True
+        elif not helper.proven:
+            log.warning("zygote-broken", log=str(self._directory / "zygote.log"))
+            self._broken = spec.stamp
+        return answer
 
     def _current_zygote(self, spec: init.Spec) -> "_Zygote | None":
-        if self._modules is None or not spec.stamp:
+        if self._modules is None or self._broken == spec.stamp:
             return None
         with self._lock:
             if self._zygote is not None and (self._zygote.stamp != spec.stamp or not self._zygote.alive):
@@ -95,7 +104,7 @@ class Starter:
         reply, inlet = os.pipe()
         try:
             pid = run.spawn(
-                [sys.executable, "-S", "-E", init.__file__, spec.write(), str(claim.fileno()), str(inlet)],
+                [sys.executable, "-P", "-S", "-E", init.__file__, spec.write(), str(claim.fileno()), str(inlet)],
                 cwd=Path("/"),
                 env=spec.env,
                 log=self._directory / "init.log",
@@ -114,6 +123,7 @@ class _Zygote:
 
     def __init__(self, directory: Path, modules: Sequence[str], stamp: str) -> None:
         self.stamp = stamp
+        self.proven = False
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         log_file = directory / "zygote.log"
         log_file.unlink(missing_ok=True)

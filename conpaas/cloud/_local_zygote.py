@@ -7,14 +7,13 @@ takes the answer (`_local_init.launch`).
 
 import gc
 import importlib
-import importlib.util
 import os
 import signal
 import socket
-import ssl
 import sys
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import conpaas
@@ -37,12 +36,15 @@ def code_stamp() -> str:
 
 
 def preload(modules: Sequence[str]) -> None:
-    """Import the daemons' modules and both halves of every service type."""
+    """Import the daemons' modules and, as far as they can be, both halves of every service type."""
     for name in modules:
         importlib.import_module(name)
-    for kind in plugins.discover(service.PACKAGE, "SERVICE", service.ServiceType).values():
-        for reference in (kind.planner, *kind.agents.values()):
-            importlib.import_module(reference.partition(":")[0])
+    try:
+        for kind in plugins.discover(service.PACKAGE, "SERVICE", service.ServiceType).values():
+            for reference in (kind.planner, *kind.agents.values()):
+                importlib.import_module(reference.partition(":")[0])
+    except Exception:  # noqa: BLE001 - a broken plug-in breaks its own instances, not those of the others
+        sys.excepthook(*sys.exc_info())
 
 
 def serve(channel: socket.socket) -> None:
@@ -52,36 +54,39 @@ def serve(channel: socket.socket) -> None:
     gc.collect()
     gc.disable()
     gc.freeze()  # what all instances share is not written to by their collectors
+    zygote = os.getpid()
     while True:
         packet, descriptors, _, _ = socket.recv_fds(channel, _PACKET_BYTES, 2)
         if not packet:
             return
         if os.fork() == 0:
             channel.close()
-            _fork_instance(packet, descriptors)
+            _fork_instance(packet, descriptors, zygote)
         for descriptor in descriptors:
             os.close(descriptor)
 
 
-def _fork_instance(packet: bytes, descriptors: list[int]) -> None:
+def _fork_instance(packet: bytes, descriptors: list[int], zygote: int) -> None:
     claim, reply = descriptors
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         gc.enable()
-        init.launch(init.Spec.read(packet), claim, reply, _run_daemon)
+        init.launch(init.Spec.read(packet), claim, reply, partial(_run_daemon, zygote=zygote))
     except BaseException:  # noqa: BLE001 - the end of this fork, told in the zygote's log
         sys.excepthook(*sys.exc_info())
     finally:
         os._exit(0)
 
 
-def _run_daemon(spec: init.Spec) -> None:
-    if spec.stamp != code_stamp():
-        init.execute(spec)  # the code has been replaced since it was loaded
-    seed = os.urandom(64)
-    ssl.RAND_add(seed, len(seed))  # in a PID namespace OpenSSL may not notice that it was forked
+def _run_daemon(spec: init.Spec, zygote: int) -> None:
+    """Become the daemon; by executing it if its code has been replaced, or if OpenSSL cannot tell that it was forked.
+
+    OpenSSL knows by the process id whether its random state is shared, and a new PID namespace has any id again.
+    """
+    if spec.stamp != code_stamp() or os.getpid() == zygote:
+        init.execute(spec)
     sys.argv = list(spec.argv)
-    init.retitle(spec.id, ["conpaas", "run", spec.kind, "--context", spec.context])
+    init.retitle(spec.mark, ["conpaas", "run", spec.kind, "--context", spec.context])
     plugins.load(DAEMON)(spec.kind, spec.context)
 
 

@@ -129,5 +129,12 @@ def authenticator(deployment: str, target: Callable[[Caller], Target]) -> Authen
 
 
 async def _make_key(key: Path, csr: Path) -> None:
-    """Make a key in a short-lived process of its own: `cryptography` would cost a daemon 10 MB for good."""
+    """Make a key in a short-lived process of its own: `cryptography` would cost a daemon 10 MB for good.
+
+    Unless it is loaded anyhow: an instance that was forked from a zygote shares it, and need not wait for a Python.
+    """
+    loaded = sys.modules.get("conpaas.core.keymaker")
+    if loaded is not None:
+        loaded.make(key, csr)
+        return
     await run.run([sys.executable, "-m", "conpaas.core.keymaker", str(key), str(csr)], timeout_s=60)

@@ -57,9 +57,12 @@ class Process(ABC):
     async def serving(self) -> None:  # noqa: B027  (most processes have nothing to do here)
         """Act once, when the ports are open and before `ready`."""
 
-    async def run(self) -> None:
-        """Run until stopped. A loop that breaks ends the process with its error."""
-        with self._signals():
+    async def run(self, *, signals: bool = True) -> None:
+        """Run until stopped. A loop that breaks ends the process with its error.
+
+        Without `signals` only `stop` stops it: for a process that shares its event loop with others.
+        """
+        with self._signals() if signals else contextlib.nullcontext():
             async with AsyncExitStack() as stack:  # last opened, first closed; also on a crash
                 for site in await self.open(stack):
                     await self._serve(site, stack)

@@ -10,9 +10,10 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from conpaas.core.errors import BadInputError, CommandFailedError
 
@@ -20,7 +21,7 @@ OUTPUT_LIMIT_BYTES = 1024 * 1024
 SHOWN_BYTES = 500  # of stderr, in an error message
 _PIPE_GRACE_S = 1.0  # how long the last output may take after the exit; a daemon left behind may hold the pipe for ever
 _KILL_GRACE_S = 5.0  # a killed process that is still there then sits in the kernel: nothing we can do
-_SYSTEM_PROGRAMS = (
+SYSTEM_PROGRAMS = (
     "/usr/local/sbin",
     "/usr/sbin",
     "/sbin",
@@ -59,16 +60,17 @@ async def run(
     does not end within `timeout_s` seconds or, with `check`, exits with another code than 0.
     """
     program, name = _program(argv), Path(argv[0]).name
+    starting = asyncio.get_running_loop().subprocess_exec(
+        _Output,
+        program,
+        *argv[1:],
+        stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+        cwd=cwd,
+        env=None if env is None else dict(env),
+        start_new_session=True,
+    )
     with _start_failures_reported(name):
-        transport, output = await asyncio.get_running_loop().subprocess_exec(
-            _Output,
-            program,
-            *argv[1:],
-            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
-            cwd=cwd,
-            env=None if env is None else dict(env),
-            start_new_session=True,
-        )
+        transport, output = await _started(starting, lambda running: _end(*running))
     try:
         async with asyncio.timeout(timeout_s):
             await output.feed_and_wait(transport, stdin)
@@ -97,26 +99,22 @@ async def pipe(
     """
     name = Path(argv[0]).name
     program = _program(argv)
+    starting = asyncio.create_subprocess_exec(
+        program,
+        *argv[1:],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=cwd,
+        env=None if env is None else dict(env),
+        start_new_session=True,
+    )
     with _start_failures_reported(name):
-        process = await asyncio.create_subprocess_exec(
-            program,
-            *argv[1:],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=cwd,
-            env=None if env is None else dict(env),
-            start_new_session=True,
-        )
+        process = await _started(starting, _end_pipe)
     try:
         yield process
     finally:
-        if process.returncode is None:
-            signal_group(process.pid, signal.SIGKILL)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_KILL_GRACE_S):
-                    await process.wait()
-        process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - its pipes may have other ends
+        await _end_pipe(process)
 
 
 def spawn(
@@ -195,7 +193,7 @@ async def wait_gone(pid: int, started: int, timeout_s: float) -> bool:
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
-        reap(pid)
+        _collect(pid)
         return True
     try:
         if not alive(pid, started):  # gone before we looked, or the descriptor is of a namesake
@@ -218,7 +216,7 @@ def signal_group(pid: int, sig: signal.Signals) -> None:
 
 def find(program: str) -> Path | None:
     """Find an executable by name, on PATH or among the system's programs, or by path; None if missing."""
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), *_SYSTEM_PROGRAMS])
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), *SYSTEM_PROGRAMS])
     found = shutil.which(program, path=path)
     return None if found is None else Path(found)
 
@@ -258,6 +256,33 @@ class _Output(asyncio.SubprocessProtocol):
 
     async def wait_exited(self) -> None:
         await self._exited.wait()
+
+
+_Running = TypeVar("_Running")
+
+
+async def _started(starting: Coroutine[Any, Any, _Running], end: Callable[[_Running], Awaitable[None]]) -> _Running:
+    """Wait until the command runs; on cancel, also until `end` has killed it.
+
+    Left to itself, asyncio would kill the command without its children, and wait for those as they hold the pipes.
+    """
+    task = asyncio.ensure_future(starting)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with contextlib.suppress(OSError):  # it could not start
+            await end(await task)
+        raise
+
+
+async def _end_pipe(process: asyncio.subprocess.Process) -> None:
+    """Kill what is left of the command, if it has not ended by itself, and let go of its pipes."""
+    if process.returncode is None:
+        signal_group(process.pid, signal.SIGKILL)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_KILL_GRACE_S):
+                await process.wait()
+    process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - its pipes may have other ends
 
 
 async def _end(transport: asyncio.SubprocessTransport, output: _Output) -> None:

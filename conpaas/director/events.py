@@ -49,8 +49,9 @@ class Subscription:
     """What one watcher has not yet read. Who is too slow loses it all and is told to look anew."""
 
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[Live] = asyncio.Queue(QUEUE_LENGTH)
+        self._queue: asyncio.Queue[Live | None] = asyncio.Queue(QUEUE_LENGTH)
         self.overflown = False
+        self.closed = False
 
     def put(self, live: Live) -> None:
         """Add an event; never waits."""
@@ -60,12 +61,18 @@ class Subscription:
             self.overflown = True
 
     async def next(self, timeout_s: float) -> Live | None:
-        """Return the next event, or None when there was none for `timeout_s` seconds."""
+        """Return the next event, or None when there was none for `timeout_s` seconds, or `closed` is set."""
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._queue.get()
         except TimeoutError:
             return None
+
+    def close(self) -> None:
+        """End the watch: the director stops."""
+        self.closed = True
+        self.clear()
+        self._queue.put_nowait(None)
 
     def clear(self) -> None:
         """Forget what is queued: a fresh look makes up for it."""
@@ -86,6 +93,8 @@ class Bus:
         self._watchers: dict[str, set[Subscription]] = defaultdict(set)
         self._noted = Changes()
         self._news = asyncio.Event()
+        self.closed = False
+        """The director stops: whoever streams is to end."""
         db.on_commit.append(self._note)
 
     @contextlib.contextmanager
@@ -118,12 +127,18 @@ class Bus:
             self._news.set()
 
     async def run(self) -> None:
-        """Tell what is noted, for ever."""
-        while True:
-            await self._news.wait()
-            self._news.clear()
-            noted, self._noted = self._noted, Changes()
-            await self._tell(noted)
+        """Tell what is noted, until cancelled; then all watches end."""
+        try:
+            while True:
+                await self._news.wait()
+                self._news.clear()
+                noted, self._noted = self._noted, Changes()
+                await self._tell(noted)
+        finally:
+            self.closed = True
+            for watchers in self._watchers.values():
+                for subscription in watchers:
+                    subscription.close()
 
     async def _tell(self, noted: Changes) -> None:
         async with self._db.read() as session:

@@ -109,7 +109,7 @@ async def clone(source: Source, target: Path, *, allowed: Allowed, limit_bytes: 
     environment["GIT_SSH_COMMAND"] = " ".join(["ssh", *_SSH_WITHOUT_KEYS, *ssh_options])
     branch = [f"--branch={source.branch}"] if source.branch else []
     argv = [
-        *("prlimit", f"--fsize={limit_bytes}", "--", "git"),
+        *("prlimit", f"--fsize={limit_bytes}", "--", "env", "--ignore-signal=XFSZ", "git"),
         *options,
         *("clone", "--quiet", "--bare", "--depth=1", "--single-branch", "--no-tags", "--template=", *branch),
         *("--", url, str(target)),
@@ -143,8 +143,9 @@ async def export(repository: Path, commit: Commit, target: Path, limits: archive
     index = target.parent / f"{target.name}.index"
     environment = {**_environment(), "GIT_INDEX_FILE": str(index)}
     try:
-        for arguments in (("read-tree", commit.hash), ("checkout-index", "--all", f"--prefix={target}/")):
-            await run.run([*_git(repository), *arguments], timeout_s=STEP_TIMEOUT_S, cwd=repository, env=environment)
+        for arguments in (("read-tree", commit.hash), ("checkout-index", "--all")):
+            argv = [*_git(repository), f"--work-tree={target}", *arguments]
+            await run.run(argv, timeout_s=STEP_TIMEOUT_S, cwd=target, env=environment)
     except CommandFailedError as exc:
         if "No space left" in exc.message:
             raise DiskFullError(f"no space left to unpack {commit.hash[:7]}") from exc
@@ -242,11 +243,13 @@ class Repositories:
         done = await run.run(argv, timeout_s=STEP_TIMEOUT_S, cwd=repository, env=_environment())
         return done.stdout.decode("utf-8", "replace").strip()
 
-    def remove_all_but(self, services: frozenset[str]) -> None:
-        """Delete the repositories of all other services; blocks."""
-        for path in self.directory.glob("*.git"):
-            if path.stem not in services:
-                shutil.rmtree(path, ignore_errors=True)
+    def services(self) -> set[str]:
+        """Return the services that have a repository."""
+        return {path.stem for path in self.directory.glob("*.git")}
+
+    def remove(self, service: str) -> None:
+        """Delete a repository; blocks."""
+        shutil.rmtree(self.path(service), ignore_errors=True)
 
 
 def receive_argv(repository: Path, *, hooks: Path, limit_bytes: int) -> list[str]:
@@ -356,7 +359,7 @@ async def _public_address(host: str, port: int) -> str:
 
 
 def _clone_error(source: Source, said: str, limit_bytes: int) -> BadInputError:
-    if "signal 25" in said or "File too large" in said:  # what the limit of `prlimit` makes git say
+    if "File too large" in said:  # what the limit of `prlimit` makes git say
         return _too_large(f"is larger than {units.show_size(limit_bytes)}")
     if "No space left" in said:
         raise DiskFullError("no space left to fetch the repository")

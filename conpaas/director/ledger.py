@@ -90,7 +90,7 @@ class Ledger:
         for index in range(len(rows), min(wish.count, len(rows) + room)):
             row = self._new(service, wish, index)
             session.add(row)
-            await session.flush([row])
+            await session.flush()
             credits.charge_first(session, user, row)
             rows.append(row)
         return rows

@@ -84,8 +84,8 @@ class DirectorSettings(BaseSettings):
     """Credits of the administrator's account that the first start makes."""
     admin_password: str = ""
     """Password of that account; empty: a random one, printed once."""
-    captcha_work: PositiveInt = 50_000
-    """Largest number to be found by the browser of somebody who registers; the work is half of it on average."""
+    captcha_work: PositiveInt = 1000
+    """Keys that the browser of somebody who registers must derive, each with 1000 rounds of PBKDF2: seconds of work."""
     limits: Limits = Limits()
     """What one user may use."""
     session_s: PositiveFloat = 7 * 86400.0

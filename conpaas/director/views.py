@@ -2,10 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import Protocol, TypeVar
 
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped
 
+from conpaas.core.errors import BadInputError
 from conpaas.core.messages.model import (
     CodeVersionView,
     EventView,
@@ -16,7 +19,7 @@ from conpaas.core.messages.model import (
     StateChange,
     Wanted,
 )
-from conpaas.core.messages.public import UserView
+from conpaas.core.messages.public import Paging, UserView
 from conpaas.core.states import NodeState, OperationState, ServiceState
 from conpaas.director.db.models import (
     CodeVersion,
@@ -189,6 +192,30 @@ async def service_views(session: AsyncSession, services: Sequence[Service]) -> l
     return [
         service_view(service, instances[service.id], operations.get(service.id)) for service in services
     ]
+
+
+def cursor(query: Paging) -> int:
+    """Return the row behind which a page begins; 0 for the first page."""
+    if query.cursor is None:
+        return 0
+    if not query.cursor.isdecimal() or len(query.cursor) > 18:
+        raise BadInputError("this is not a cursor", value=query.cursor, hint="use the 'next' of the page before")
+    return int(query.cursor)
+
+
+class Numbered(Protocol):
+    """A row with a number."""
+
+    seq: Mapped[int]
+
+
+R = TypeVar("R", bound=Numbered)
+
+
+def page(rows: Sequence[R], query: Paging) -> tuple[Sequence[R], str | None]:
+    """Cut `rows`, of which one more than the page holds was asked for; return also the cursor of the next page."""
+    shown = rows[: query.limit]
+    return shown, str(shown[-1].seq) if len(rows) > query.limit else None
 
 
 def held() -> ColumnElement[bool]:

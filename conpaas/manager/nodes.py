@@ -164,6 +164,9 @@ class Nodes:
         except PeerError as exc:
             await self._silent(handle, exc)
             return
+        except ConpaasError as exc:
+            self.move(handle, NodeState.DEGRADED, exc.message)
+            return
         if handle.state in {NodeState.SERVING, NodeState.DEGRADED}:
             ill = (
                 [f"{name}: {role.detail}" for name, role in handle.status.roles.items() if not role.healthy]

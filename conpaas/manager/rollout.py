@@ -10,10 +10,11 @@ import hmac
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 
-from conpaas.core.errors import ConpaasError, PeerError
+from conpaas.core.errors import BlobMissingError, ConpaasError, PeerError
 from conpaas.core.member import Member
 from conpaas.core.messages.internal import (
     DELETE_INSTANCE,
@@ -31,6 +32,9 @@ from conpaas.core.timings import Timings
 from conpaas.manager.nodes import Handle, Nodes
 
 log = structlog.get_logger()
+
+#: The stages have run over the node; one that answered only while they ran waits for the next round.
+ROLLED_OUT = frozenset({NodeState.SERVING, NodeState.DEGRADED})
 
 
 @dataclass
@@ -95,7 +99,7 @@ class Rollout:
         leaving = [handle for handle in self._nodes.living() if handle.view.id not in plan.roles]
         await self._roll_out(roles, record, leaving)
         await asyncio.gather(*(self._give_back(handle) for handle in leaving))
-        waiting = any(not handle.usable for handle in self._nodes.living())
+        waiting = any(handle.state not in ROLLED_OUT for handle in self._nodes.living())
         done = not plan.missing and not waiting and not self._ill()
         self._note(record, plan)
         if done:
@@ -210,13 +214,23 @@ class Rollout:
         drain_s = self._timings.drain_s
         if node == MANAGER:
             if wanted:
-                await self._own.apply(wanted)
+                await self._apply_own(wanted)
             await asyncio.gather(*(self._own.stop(role, drain_s) for role in ending))
             return
-        handle = self._nodes.handles[node]
+        handle = self._nodes.handles.get(node)
+        if handle is None:
+            raise PeerError(f"{node} has gone meanwhile")
         if wanted:
             await self._nodes.apply(handle, wanted, self._timings.apply_timeout_s)
         await asyncio.gather(*(self._nodes.stop_role(handle, role, drain_s) for role in ending if role in handle.roles))
+
+    async def _apply_own(self, wanted: dict[str, dict[str, Any]]) -> None:
+        try:
+            await self._own.apply(wanted)
+        except BlobMissingError as exc:
+            sha256 = str(exc.value)
+            await self._own.receive_blob(sha256, self._nodes.blob(sha256))
+            await self._own.apply(wanted)
 
     # -- progress ---------------------------------------------------------------------------------------------------
 

@@ -104,9 +104,7 @@ class AdminCalls(Caller):
         """Return all accounts."""
         return [user async for user in self._pages(public.LIST_USERS, Paging())]
 
-    async def change_user(
-        self, user: str, *, admin: bool | None = None, disabled: bool | None = None
-    ) -> UserView:
+    async def change_user(self, user: str, *, admin: bool | None = None, disabled: bool | None = None) -> UserView:
         """Make the user with this id an administrator or not, disabled or not; None leaves it."""
         given = {"admin": admin, "disabled": disabled}
         body = ChangeUser.model_validate({name: value for name, value in given.items() if value is not None})

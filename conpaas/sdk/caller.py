@@ -28,13 +28,9 @@ class Caller:
     async def _call(
         self, endpoint: Endpoint, body: Message | None = None, *, query: Message | None = None, **params: str
     ) -> Any:
-        return await self._rpc.call(
-            endpoint, body, query=query, data=None, timeout_s=None, headers=None, **params
-        )
+        return await self._rpc.call(endpoint, body, query=query, data=None, timeout_s=None, headers=None, **params)
 
-    async def _change(
-        self, endpoint: Endpoint, body: Message, *, generation: int | None = None, **params: str
-    ) -> Any:
+    async def _change(self, endpoint: Endpoint, body: Message, *, generation: int | None = None, **params: str) -> Any:
         """Call a command whose body has an idempotency key, only if the service still is at `generation`."""
 
         async def send() -> Any:

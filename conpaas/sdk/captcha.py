@@ -17,9 +17,9 @@ async def solve(challenge: dict[str, Any]) -> str:
     """
     try:
         parsed = Challenge.from_dict(challenge)
+        solution = await asyncio.to_thread(solve_challenge, parsed, timeout=TIMEOUT_S)
     except (KeyError, TypeError, ValueError) as exc:
         raise PeerError(f"the captcha cannot be read: {exc}") from exc
-    solution = await asyncio.to_thread(solve_challenge, parsed, timeout=TIMEOUT_S)
     if solution is None:
         raise DeadlineError(f"the captcha was not solved within {TIMEOUT_S:g} s", hint="try again")
-    return str(Payload(challenge=parsed, solution=solution).to_base64())
+    return str(Payload(parsed, solution).to_base64())

@@ -61,9 +61,7 @@ class CodeCalls(OperationCalls):
             await self.activate(service, version.id, wait=True)
         return version
 
-    async def checkout(
-        self, service: str, url: str, *, branch: str = "", key: str | None = None
-    ) -> CodeVersionView:
+    async def checkout(self, service: str, url: str, *, branch: str = "", key: str | None = None) -> CodeVersionView:
         """Make a code version of a git repository."""
         body = CheckoutCode(url=url, branch=branch, key=new_key(key))
         answer: CodeVersionView = await self._call(public.CHECKOUT_CODE, body, service=service)
@@ -80,9 +78,7 @@ class CodeCalls(OperationCalls):
     ) -> OperationView:
         """Make a code version the one that serves."""
         body = Keyed(key=new_key(key))
-        answer = await self._change(
-            public.ACTIVATE_CODE, body, generation=generation, service=service, version=version
-        )
+        answer = await self._change(public.ACTIVATE_CODE, body, generation=generation, service=service, version=version)
         return await self._done(answer, wait=wait)
 
     async def delete_code(self, service: str, version: str) -> None:

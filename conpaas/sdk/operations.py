@@ -52,9 +52,7 @@ class OperationCalls(Caller):
         answer: OperationView = await self._call(public.CANCEL_OPERATION, operation=operation)
         return answer
 
-    async def history(
-        self, *, service: str | None = None, cursor: str | None = None, limit: int = 100
-    ) -> History:
+    async def history(self, *, service: str | None = None, cursor: str | None = None, limit: int = 100) -> History:
         """Return a page of the event log, newest first: who did what, and when."""
         query = HistoryQuery(service=service, cursor=cursor, limit=limit)
         answer: History = await self._call(public.GET_HISTORY, query=query)

@@ -111,18 +111,14 @@ class ServiceCalls(OperationCalls):
         self, service: str, *, wait: bool = False, generation: int | None = None, key: str | None = None
     ) -> OperationView:
         """Start a service."""
-        answer = await self._change(
-            public.START, Keyed(key=new_key(key)), generation=generation, service=service
-        )
+        answer = await self._change(public.START, Keyed(key=new_key(key)), generation=generation, service=service)
         return await self._done(answer, wait=wait)
 
     async def stop(
         self, service: str, *, wait: bool = False, generation: int | None = None, key: str | None = None
     ) -> OperationView:
         """Give back all instances but the manager."""
-        answer = await self._change(
-            public.STOP, Keyed(key=new_key(key)), generation=generation, service=service
-        )
+        answer = await self._change(public.STOP, Keyed(key=new_key(key)), generation=generation, service=service)
         return await self._done(answer, wait=wait)
 
     async def terminate(self, service: str, *, wait: bool = False) -> OperationView:
@@ -205,9 +201,7 @@ def _the_one(name_or_id: str, things: list[ThingT], noun: str, how: str) -> Thin
     found = [thing for thing in things if thing.id == name_or_id]
     found = found or [thing for thing in things if thing.name == name_or_id]
     if not found:
-        raise NotFoundError(
-            f"you have no {noun} '{name_or_id}'", value=name_or_id, hint=f"'{how}' shows yours"
-        )
+        raise NotFoundError(f"you have no {noun} '{name_or_id}'", value=name_or_id, hint=f"'{how}' shows yours")
     if len(found) > 1:
         named = ", ".join(thing.id for thing in found)
         raise BadInputError(

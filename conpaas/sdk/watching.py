@@ -13,9 +13,7 @@ from conpaas.sdk.caller import RECONNECT_DELAYS_S, Caller
 class WatchCalls(Caller):
     """What a service does, as it does it."""
 
-    async def metrics(
-        self, service: str, *, minutes: int = 60, node: str | None = None
-    ) -> tuple[MetricPoint, ...]:
+    async def metrics(self, service: str, *, minutes: int = 60, node: str | None = None) -> tuple[MetricPoint, ...]:
         """Return the metrics of the last minutes, oldest first, of all nodes or of one."""
         query = MetricsQuery(minutes=minutes, node=node)
         answer: public.Metrics = await self._call(public.GET_METRICS, query=query, service=service)
@@ -36,14 +34,10 @@ class WatchCalls(Caller):
     ) -> LogChunk:
         """Return a piece of a log; a negative offset counts from the end."""
         query = LogQuery(offset=offset, limit=limit)
-        answer: LogChunk = await self._call(
-            public.READ_LOG, query=query, service=service, node=node, name=name
-        )
+        answer: LogChunk = await self._call(public.READ_LOG, query=query, service=service, node=node, name=name)
         return answer
 
-    async def follow_log(
-        self, service: str, node: str, name: str, *, offset: int = -16384
-    ) -> AsyncIterator[LogChunk]:
+    async def follow_log(self, service: str, node: str, name: str, *, offset: int = -16384) -> AsyncIterator[LogChunk]:
         """Yield a log as it grows, without end; after a broken connection it goes on where it was."""
         failures = 0
         while True:

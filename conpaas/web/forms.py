@@ -5,7 +5,7 @@ Bounds and patterns are checked by the browser for comfort and by the director f
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -147,7 +147,7 @@ def _typed(line: Field, text: str, part: Json) -> Any:
         for option in (*part.get("enum", ()), *part.get("examples", ())):
             if _show(option) == text:
                 return option
-    makers = {"integer": int, "number": float, "json": json.loads}
+    makers: dict[str, Callable[[str], Any]] = {"integer": int, "number": float, "json": json.loads}
     try:
         return makers.get(line.kind, str)(text)
     except ValueError as exc:

@@ -68,7 +68,7 @@ async def live(request: web.Request) -> web.StreamResponse:
 
 
 async def stream(request: web.Request, listen: Listen) -> web.StreamResponse:
-    """Send what `listen(queue)` puts into its queue as server-sent events until it ends, the browser goes or we stop."""
+    """Send what `listen(queue)` puts into its queue, until it ends, the browser goes away or we stop."""
     response = web.StreamResponse(headers=_HEADERS)
     await response.prepare(request)
     streams = request.config_dict[STREAMS]

@@ -1,6 +1,6 @@
 """Turning data into pages: the template environment, and the two ways a page leaves: whole, or as what changed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from conpaas.web import visits
 from conpaas.web.static_files import StaticFiles
 
 TEMPLATES = Path(__file__).parent / "templates"
-SITE = web.AppKey("site", "Site")
 
 STATE_WORDS: Mapping[str, str] = {
     ServiceState.INIT: "Initialized",
@@ -99,6 +98,9 @@ class Site:
         return self.environment.get_template(template).render(context)
 
 
+SITE = web.AppKey("site", Site)
+
+
 def state_words(state: str) -> str:
     """Return a state as people read it."""
     return STATE_WORDS.get(state, state.lower())
@@ -130,6 +132,7 @@ def page(
         me=me,
         csrf=visit.csrf,
         path=request.path,
+        status=status,
         **context,
     )
     response = web.Response(text=html, content_type="text/html", status=status)
@@ -148,7 +151,3 @@ def wants_json(request: web.Request) -> bool:
     """Tell whether one of our scripts asks."""
     return "application/json" in request.headers.get("Accept", "")
 
-
-def words(items: Sequence[str]) -> str:
-    """Return `a, b and c`."""
-    return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))

@@ -128,7 +128,7 @@ def _placed(runs: list[_Run], columns: int) -> list[_Run]:
 class _Plan:
     """From columns and lines to units."""
 
-    def __init__(self, upright: bool, columns: int, lines: int) -> None:  # noqa: FBT001
+    def __init__(self, upright: bool, columns: int, lines: int) -> None:
         self.upright = upright
         if upright:
             self.width = max(lines * (UPRIGHT_ACROSS + UPRIGHT_GAP) - UPRIGHT_GAP, 200)

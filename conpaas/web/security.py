@@ -73,16 +73,20 @@ async def errors_to_pages(request: web.Request, handler: Handler) -> web.StreamR
     except ValidationError as exc:  # the visitor's words, refused by the message they were put in
         return _error(request, rpc.bad_input(exc))
     except web.HTTPException as exc:
-        if exc.status < 400:
-            raise
-        if exc.status == 404:
-            return _error(request, NotFoundError("there is no such page", value=request.path))
-        return _error(request, ConpaasError(exc.reason), exc.status)
+        return _http_error(request, exc)
     except ConnectionError:
         raise
     except Exception as exc:  # the last resort: nothing of a bug is shown to the visitor, all of it to us
         log.exception("bug", method=request.method, path=request.path, error=type(exc).__name__)
         return _error(request, ConpaasError("something went wrong here", hint="the director's log says more"))
+
+
+def _http_error(request: web.Request, exc: web.HTTPException) -> web.StreamResponse:
+    if exc.status < 400:
+        raise exc
+    if exc.status == 404:
+        return _error(request, NotFoundError("there is no such page", value=request.path, hint="go to the dashboard"))
+    return _error(request, ConpaasError(exc.reason), exc.status)
 
 
 def _to_login(request: web.Request, exc: NotAuthenticatedError) -> web.StreamResponse:

@@ -37,13 +37,13 @@ class StaticFiles:
         return f"/static/{self.digest}/{name}"
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
-        """Answer `/static/DIGEST/NAME`; an old digest gets the present file, but not for good."""
-        path = self._files.get(request.match_info["name"])
+        """Answer `/static/DIGEST/NAME`, kept for good; an old digest, or `/static/vendor/NAME`, is asked for anew."""
+        digest, name = request.match_info["digest"], request.match_info["name"]
+        path = self._files.get(f"vendor/{name}" if digest == "vendor" else name)
         if path is None:
             raise web.HTTPNotFound
-        current = request.match_info["digest"] == self.digest
         kind = _TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-        headers = {"Content-Type": kind, "Cache-Control": _FOREVER if current else "no-cache"}
+        headers = {"Content-Type": kind, "Cache-Control": _FOREVER if digest == self.digest else "no-cache"}
         return web.FileResponse(path, headers=headers)
 
 

@@ -42,7 +42,7 @@ def wire(message: Message) -> str:
 
 
 def _field(name: str, field: FieldInfo) -> Any:
-    annotation = field.annotation
+    annotation: Any = field.annotation
     for item in field.metadata:
         annotation = Annotated[annotation, item]
     return _value(name, annotation)

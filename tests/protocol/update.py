@@ -26,9 +26,7 @@ def main() -> None:
 
 def _free(name: str) -> Path:
     PAST.mkdir(exist_ok=True)
-    return next(
-        path for number in itertools.count(1) if not (path := PAST / f"{name}.{number}.json").exists()
-    )
+    return next(path for number in itertools.count(1) if not (path := PAST / f"{name}.{number}.json").exists())
 
 
 if __name__ == "__main__":

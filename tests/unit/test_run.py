@@ -133,6 +133,45 @@ async def test_on_cancel_a_command_is_killed_with_its_children(tmp_path):
     await eventually(lambda: run.start_time(child) is None)
 
 
+def running_with(word):
+    """Find the processes with `word` on their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found += [path] if word.encode() in path.read_bytes() else []
+    return found
+
+
+async def piped(argv):
+    async with run.pipe(argv) as process:
+        await process.wait()
+
+
+@pytest.mark.parametrize("steps", range(8))
+@pytest.mark.parametrize("start", [lambda argv: run.run(argv, timeout_s=30), piped], ids=["run", "pipe"])
+async def test_a_cancel_at_any_step_of_the_start_leaves_no_process(start, steps):
+    mark = f"60.{os.getpid()}{steps:02}"
+    task = asyncio.create_task(start(["sh", "-c", f"sleep {mark} & wait"]))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+
+    task.cancel()
+    async with asyncio.timeout(10):
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    await eventually(lambda: not running_with(mark))
+
+
+async def test_a_cancel_does_not_hide_behind_a_command_that_cannot_start(tmp_path):
+    task = asyncio.create_task(run.run(["true"], timeout_s=10, cwd=tmp_path / "missing"))
+    await asyncio.sleep(0)
+
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 async def test_a_daemon_left_behind_lives_on_and_does_not_hold_up_the_command(tmp_path):
     before = time.monotonic()
     await run.run(["sh", "-c", "sleep 60 & echo $! > child"], timeout_s=30, cwd=tmp_path)
@@ -262,7 +301,7 @@ def test_a_program_is_found_by_name_by_path_and_among_the_systems(monkeypatch, t
     system.mkdir()
     (system / "engine").write_text("#!/bin/sh\n")
     (system / "engine").chmod(0o755)
-    monkeypatch.setattr(run, "_SYSTEM_PROGRAMS", (str(system),))
+    monkeypatch.setattr(run, "SYSTEM_PROGRAMS", (str(system),))
 
     assert run.find("engine") == system / "engine"
     assert run.find(str(system / "engine")) == system / "engine"

@@ -1,0 +1,187 @@
+"""The port for instances: what they and the managers ask of the director, over mutual TLS."""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from aiohttp import web
+from pydantic import SecretStr
+from sqlalchemy import select
+
+from conpaas.core import rpc
+from conpaas.core.errors import ForbiddenError, NotFoundError
+from conpaas.core.identity import peer_identity
+from conpaas.core.messages import internal
+from conpaas.core.messages.base import Endpoint
+from conpaas.core.messages.model import Ack, CodeVersionView, NodeView, OperationView, ServiceRecord, Wanted
+from conpaas.core.states import NodeState
+from conpaas.core.tasks import Background
+from conpaas.core.trust import Caller, Target, authorize, caller_of
+from conpaas.director import lifecycle, views
+from conpaas.director.code import CodeStore
+from conpaas.director.db.database import Database
+from conpaas.director.db.models import CodeVersion, Instance, Service, StateChangeRow
+from conpaas.director.enrolment import Enrolment, check_wanted
+from conpaas.director.ledger import Ledger
+from conpaas.director.reports import Reports
+from conpaas.director.services import Services, living
+from conpaas.director.vault import Vault
+
+Call: TypeAlias = rpc.Call[Caller]
+
+
+class Internal:
+    """Handlers: read, do, answer. What changes something is finished even if the caller hangs up."""
+
+    def __init__(
+        self,
+        db: Database,
+        deployment: str,
+        *,
+        enrolment: Enrolment,
+        ledger: Ledger,
+        services: Services,
+        reports: Reports,
+        code: CodeStore,
+        vault: Vault,
+        background: Background,
+    ) -> None:
+        self._db, self._deployment = db, deployment
+        self._enrolment, self._ledger, self._services, self._reports = enrolment, ledger, services, reports
+        self._code, self._vault, self._background = code, vault, background
+
+    def routes(self) -> Sequence[web.RouteDef]:
+        """Return the routes of this port."""
+        handlers: list[tuple[Endpoint, rpc.Handler]] = [
+            (internal.ENROL, self.enrol),
+            (internal.RENEW, self.renew),
+            (internal.READ_RECORD, self.read_record),
+            (internal.CHANGE_SPEC, self.change_spec),
+            (internal.REQUEST_INSTANCES, self.request_instances),
+            (internal.DELETE_INSTANCE, self.delete_instance),
+            (internal.DESCRIBE_INSTANCE, self.describe_instance),
+            (internal.REPORT, self.report),
+            (internal.READ_STATES, self.read_states),
+            (internal.DOWNLOAD_BLOB, self.download_blob),
+            (internal.UPLOAD_CODE_FOR, self.upload_code),
+        ]
+        return [rpc.route(endpoint, handler, self.authenticate) for endpoint, handler in handlers]
+
+    async def authenticate(self, request: web.Request, endpoint: Endpoint) -> Caller:
+        """Say who calls, by the certificate; refuse whoever is not wanted any more, or has been replaced."""
+        transport = request.transport
+        tls = None if transport is None else transport.get_extra_info("ssl_object")
+        caller = caller_of(peer_identity(tls, self._deployment))
+        service_id = request.match_info.get("id", caller.service)
+        service, instance = await self._look_up(service_id, caller.instance)
+        target = Target() if service is None else Target(service.user_id, service.id, service.epoch)
+        if caller.kind in {"manager", "agent"}:
+            if instance is None or service is None or service.terminated is not None:
+                raise ForbiddenError("this instance is not known here", value=caller.instance)
+            if caller.service == service.id:
+                check_wanted(instance, service)
+        authorize(caller, endpoint, target)
+        return caller
+
+    async def _look_up(
+        self, service_id: str | None, instance_id: str | None
+    ) -> tuple[Service | None, Instance | None]:
+        async with self._db.read() as session:
+            service = await session.scalar(select(Service).where(Service.id == service_id))
+            instance = await session.scalar(select(Instance).where(Instance.id == instance_id))
+        return service, instance
+
+    async def enrol(self, _: Call, body: internal.Enrol) -> internal.Certificate:
+        """Give a first certificate."""
+        return await self._background.finish(self._enrolment.enrol(body.token.get_secret_value(), body.csr))
+
+    async def renew(self, call: Call, body: internal.Renew) -> internal.Certificate:
+        """Give the next certificate."""
+        return await self._enrolment.renew(call.caller, body.csr)
+
+    async def read_record(self, call: Call) -> ServiceRecord:
+        """Tell a manager all about its service."""
+        async with self._db.read() as session:
+            service = await living(session, call.params["id"])
+            instances = await lifecycle.instances_of(session, service.id)
+            query = select(CodeVersion).where(CodeVersion.service_id == service.id).order_by(CodeVersion.seq.desc())
+            versions = (await session.scalars(query)).all()
+        wanted = Wanted.model_validate(service.wanted)
+        return ServiceRecord(
+            id=service.id,
+            name=service.name,
+            type=service.type,
+            owner=service.user_id,
+            state=service.state,
+            generation=service.generation,
+            epoch=service.epoch,
+            wanted=wanted,
+            nodes=tuple(
+                views.node_view(instance)
+                for instance in instances
+                if instance.kind == "agent" and instance.state is not NodeState.DELETING
+            ),
+            code=tuple(views.code_view(version, wanted) for version in versions),
+            seed=SecretStr(self._vault.unseal(service.seed)),
+            cloud=service.cloud,
+        )
+
+    async def change_spec(self, call: Call, body: internal.ChangeSpec) -> OperationView:
+        """Change what is wanted, as a manager was told by its owner."""
+        work = self._services.change(
+            call.params["id"],
+            lambda _service, _wanted: body.wanted,
+            kind=body.kind,
+            actor=body.actor or call.caller.name,
+            expected=body.generation,
+            key=body.key,
+        )
+        return await self._background.finish(work)
+
+    async def request_instances(self, call: Call, body: internal.RequestInstances) -> internal.Instances:
+        """Make nodes."""
+        nodes = await self._background.finish(self._services.request_nodes(call.params["id"], body))
+        return internal.Instances(items=tuple(nodes))
+
+    async def delete_instance(self, call: Call, body: internal.Gone) -> Ack:
+        """Give a node back."""
+        await self._background.finish(
+            self._services.delete_node(call.params["id"], call.params["instance"], body)
+        )
+        return Ack()
+
+    async def describe_instance(self, call: Call) -> NodeView:
+        """Say how the cloud sees a node."""
+        instance = await self._services.node(call.params["id"], call.params["instance"])
+        return views.node_view(await self._ledger.describe(instance.id))
+
+    async def report(self, call: Call, body: internal.Report) -> internal.ReportAck:
+        """Take a manager's report."""
+        return await self._background.finish(self._reports.take(call.params["id"], body))
+
+    async def read_states(self, call: Call) -> internal.StateHistory:
+        """Tell the state history."""
+        return await state_history(self._db, call.params["id"])
+
+    async def download_blob(self, call: Call) -> web.StreamResponse:
+        """Send the bytes of a code version of the service."""
+        service_id, sha256 = call.params["id"], call.params["sha256"]
+        async with self._db.read() as session:
+            query = select(CodeVersion.seq).where(CodeVersion.service_id == service_id, CodeVersion.sha256 == sha256)
+            if (await session.scalars(query.limit(1))).first() is None:
+                raise NotFoundError("the service has no such code", value=sha256)
+        return web.FileResponse(self._code.path(sha256), headers={"Content-Type": "application/octet-stream"})
+
+    async def upload_code(self, call: Call) -> CodeVersionView:
+        """Take a code version that came by way of the manager."""
+        query = call.query(internal.UploadQuery)
+        return await self._code.upload(
+            call.params["id"], query.filename, query.description, call.chunks(), call.caller.name
+        )
+
+
+async def state_history(db: Database, service_id: str) -> internal.StateHistory:
+    """Return the states of a service, oldest first."""
+    async with db.read() as session:
+        query = select(StateChangeRow).where(StateChangeRow.service_id == service_id).order_by(StateChangeRow.seq)
+        changes = tuple(views.state_change(row) for row in await session.scalars(query))
+    return internal.StateHistory(changes=changes)

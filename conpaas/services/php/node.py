@@ -1,0 +1,122 @@
+"""What the role agents of this service type have in common: files, engines that answer, one tiny HTTP client."""
+
+import asyncio
+import string
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from conpaas.core import files, run, tasks
+from conpaas.core.clock import SYSTEM_CLOCK
+from conpaas.core.errors import CommandFailedError, EngineMissingError, PeerError
+from conpaas.core.messages.base import Message
+from conpaas.core.service import Host
+from conpaas.services.php import site
+from conpaas.services.php.messages import CodeConfig
+
+READY_S = 20.0
+"""How long an engine may take until it answers; on an idle machine it is 0.3 s."""
+_REPLY_BYTES = 1 << 20
+
+M = TypeVar("M", bound=Message)
+
+
+class _Template(string.Template):
+    delimiter = "@@"  # `$`, `%` and `@` mean something to the engines
+
+
+def render(name: str, **values: object) -> str:
+    """Fill in a file of `templates/`: `@@address`, `@@{port}`."""
+    path = Path(__file__).parent / "templates" / name
+    return _Template(path.read_text(encoding="utf-8")).substitute(values)
+
+
+def program(names: str, package: str) -> str:
+    """Return the first of `names` (separated by `|`) that is installed; raise EngineMissingError."""
+    for name in names.split("|"):
+        found = run.find(name)
+        if found is not None:
+            return str(found)
+    raise EngineMissingError(
+        f"{names.replace('|', ' or ')} is not installed (Debian package {package})",
+        value=names,
+        hint="install it with 'conpaas engines install php'",
+    )
+
+
+def write_if_changed(path: Path, text: str, *, mode: int = 0o640) -> bool:
+    """Write `text` to `path`, atomically, unless it is there already; return whether it was written."""
+    try:
+        if path.read_text(encoding="utf-8") == text:
+            return False
+    except FileNotFoundError:
+        pass
+    files.write_atomically(path, text, mode=mode)
+    return True
+
+
+def remember(host: Host, config: Message) -> None:
+    """Keep what was applied last, for a later `recall`."""
+    text = config.model_dump_json(context={"reveal": True})
+    write_if_changed(host.directory / "applied.json", text, mode=0o600)
+
+
+def recall(host: Host, kind: type[M]) -> M | None:
+    """Return what was applied last, None if nothing was, or nothing that this version understands."""
+    try:
+        return kind.model_validate_json((host.directory / "applied.json").read_bytes(), extra="ignore")
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def forget(host: Host) -> None:
+    """Forget what was applied last."""
+    (host.directory / "applied.json").unlink(missing_ok=True)
+
+
+async def prepare(host: Host, config: CodeConfig, active: str | None) -> None:
+    """Unpack the code of `config`; forget all versions but it, the one before, and the `active` one."""
+    if config.code is not None:
+        site.visible(await host.unpacked(config.code), config.document_root)
+    keep = {config.code, config.previous, active}
+    await host.forget_unpacked(frozenset(sha256 for sha256 in keep if sha256 is not None))
+
+
+async def get(address: str, port: int, path: str, *, timeout_s: float = 3.0) -> bytes:
+    """Return what an engine answers to a GET; raise PeerError unless that is a 200."""
+    request = f"GET {path} HTTP/1.0\r\nHost: {address}:{port}\r\n\r\n"
+    try:
+        async with asyncio.timeout(timeout_s):
+            reader, writer = await asyncio.open_connection(address, port)
+            try:
+                writer.write(request.encode())
+                reply = await reader.read(_REPLY_BYTES)
+                while chunk := await reader.read(_REPLY_BYTES):
+                    reply += chunk
+            finally:
+                writer.close()
+    except OSError as exc:  # TimeoutError is one
+        raise PeerError(f"{address}:{port}{path}: {str(exc) or type(exc).__name__}", value=path) from exc
+    head, _, body = reply.partition(b"\r\n\r\n")
+    if head.split(b" ", 2)[1:2] != [b"200"]:
+        raise PeerError(f"{address}:{port}{path}: {head[:60].decode('latin-1').splitlines()[:1]}", value=path)
+    return body
+
+
+async def until_ready(host: Host, engine: str, ask: Callable[[], Awaitable[object]]) -> None:
+    """Ask an engine until it answers; raise CommandFailedError with its own words when it does not."""
+
+    async def answers() -> bool | None:
+        try:
+            await ask()
+        except PeerError:
+            return None
+        return True
+
+    try:
+        await tasks.wait_for(answers, timeout_s=READY_S, what=engine, clock=SYSTEM_CLOCK, period_s=0.02)
+    except PeerError as exc:  # DeadlineError is one
+        why = host.engines.trouble(engine) or exc.message
+        raise CommandFailedError(f"{engine} does not answer: {why}", value=engine) from exc

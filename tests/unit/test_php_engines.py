@@ -1,0 +1,475 @@
+"""The role agents of PHP with real engines, under load."""
+
+import asyncio
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from conpaas.core import run
+from conpaas.core.errors import BadInputError, EngineMissingError
+from conpaas.core.service import Health
+from conpaas.services.php import haproxy
+from conpaas.services.php.messages import (
+    HTTP_PORT,
+    PHP_PORT,
+    SESSIONS_PORT,
+    WEB_PORT,
+    PhpConfig,
+    ProxyConfig,
+    SessionsConfig,
+    WebConfig,
+)
+from conpaas.services.php.php import PhpAgent
+from conpaas.services.php.proxy import ProxyAgent
+from conpaas.services.php.sessions import SessionsAgent
+from conpaas.services.php.web import WebAgent
+from tests.fakes.engines_host import Machines, kill_engine, unprivileged
+from tests.fakes.load import Load, fetch
+
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.skipif(
+        not all(run.find(name) for name in ("haproxy", "nginx", "php-fpm8.2", "redis-server")),
+        reason="the engines of php are not installed",
+    ),
+]
+
+ONE = {
+    "index.php": "<?php echo 'version ', require 'version.inc';",
+    "version.inc": "<?php return 'one';",
+    "style.css": "one",
+    "info.php": "<?php echo json_encode(['server' => $_SERVER, 'post' => $_POST, 'files' => $_FILES]);",
+    "ini.php": "<?php echo ini_get($_GET['name']);",
+    "slow.php": "<?php usleep((int) $_GET['ms'] * 1000); echo 'slept';",
+    "visits.php": "<?php session_start(); echo $_SESSION['n'] = ($_SESSION['n'] ?? 0) + 1;",
+    "broken.php": "<?php this is no PHP",
+    "private/.htaccess": "Require all denied\n",
+    "private/key.txt": "secret",
+    ".env": "secret",
+}
+TWO = {**ONE, "version.inc": "<?php return 'two';", "style.css": "two", "new.css": "new"}
+PASSWORD = {"password": "s3cret"}
+
+
+@pytest.fixture
+async def machines(new_address):
+    with unprivileged():
+        machines = Machines(new_address)
+        try:
+            yield machines
+        finally:
+            await machines.close()
+
+
+def address(agent):
+    return agent.host.address
+
+
+async def behind(proxy, *, php=(), web=(), **more):
+    """Give the proxy these members."""
+    config = {
+        "php": {agent.host.instance: address(agent) for agent in php},
+        "web": {agent.host.instance: address(agent) for agent in web},
+        "drain_s": 5.0,
+        **more,
+    }
+    await proxy.apply(ProxyConfig.model_validate(config))
+
+
+async def page(agent, path="/", port=HTTP_PORT, **options):
+    return await fetch(address(agent), port, path, **options)
+
+
+@pytest.fixture
+async def php(machines):
+    """One PHP back-end that serves version one."""
+    agent = machines.agent(PhpAgent, "php-1")
+    await agent.apply(PhpConfig(code=machines.code(ONE)))
+    return agent
+
+
+@pytest.fixture
+async def proxy(machines, php):
+    """A proxy in front of it."""
+    agent = machines.agent(ProxyAgent, "proxy-1")
+    await behind(agent, php=[php])
+    return agent
+
+
+# -- one role -------------------------------------------------------------------------------------------------------
+
+
+async def test_php_serves_programs_and_files_and_is_healthy(php):
+    assert (await page(php, "/", PHP_PORT)).body == b"version one"
+    assert (await page(php, "/style.css", PHP_PORT)).body == b"one"
+    assert await php.health() == Health(ok=True)
+    assert (await php.metrics())["php_idle"] >= 1
+
+
+async def test_applying_the_same_twice_starts_nothing(machines, php):
+    engines = php.host.engines
+    before = {name: engines.pid(name) for name in engines._engines}
+    await php.apply(PhpConfig(code=machines.code(ONE)))
+
+    assert {name: engines.pid(name) for name in engines._engines} == before
+
+
+async def test_a_restarted_agent_finds_its_engines(machines, php):
+    pids = {name: php.host.engines.pid(name) for name in php.host.engines._engines}
+    again = machines.agent(PhpAgent, "php-1", address(php))
+    await again.apply(PhpConfig(code=machines.code(ONE)))
+
+    assert {name: again.host.engines.pid(name) for name in again.host.engines._engines} == pids
+
+
+async def test_php_sees_the_port_that_the_client_used_and_who_it_is(proxy):
+    server = json.loads((await page(proxy, "/info.php/a/b?c=d")).body)["server"]
+
+    assert server["HTTP_HOST"] == f"{address(proxy)}:{HTTP_PORT}"
+    assert server["SERVER_PORT"] == str(HTTP_PORT)
+    assert server["SERVER_NAME"] == address(proxy)
+    assert server["PATH_INFO"] == "/a/b"
+    assert server["QUERY_STRING"] == "c=d"
+    assert server["SCRIPT_NAME"] == "/info.php"
+    assert server["REMOTE_ADDR"].startswith("127.")
+    assert "HTTP_PROXY" not in server or not server["HTTP_PROXY"]
+
+
+async def test_forms_and_uploads_arrive(proxy):
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert json.loads((await page(proxy, "/info.php", method="POST", headers=form, body=b"a=1")).body)["post"] == {"a": "1"}
+
+    upload = b'--B\r\nContent-Disposition: form-data; name="f"; filename="x.txt"\r\n\r\nhello\r\n--B--\r\n'
+    kind = {"Content-Type": "multipart/form-data; boundary=B"}
+    files = json.loads((await page(proxy, "/info.php", method="POST", headers=kind, body=upload)).body)["files"]
+    assert (files["f"]["size"], files["f"]["error"]) == (5, 0)
+
+
+async def test_a_syntax_error_is_a_500_of_its_page_and_takes_nobody_out(proxy, php):
+    for _ in range(5):
+        assert (await page(proxy, "/broken.php")).status == 500
+
+    assert (await php.health()).ok
+    assert (await page(proxy)).status == 200
+    rows = await haproxy.counters(proxy.host.directory)
+    assert [row["status"] for row in rows if row["svname"] == "php-1"] == ["UP"]
+    assert "PHP Parse error" in (php.host.logs / "php.log").read_text()
+
+
+@pytest.mark.parametrize("path", ["/.env", "/private/key.txt", "/version.inc", "/private/", "/.htaccess", "/nothing"])
+async def test_what_is_not_for_visitors_is_not_shown(machines, proxy, php, path):
+    web = machines.agent(WebAgent, "web-1")
+    await web.apply(WebConfig(code=machines.code(ONE)))
+    await behind(proxy, php=[php], web=[web], code=machines.code(ONE))
+
+    for agent, port in ((proxy, HTTP_PORT), (php, PHP_PORT), (web, WEB_PORT)):
+        assert (await page(agent, path, port)).status in {403, 404}
+
+
+async def test_files_come_from_the_web_servers_and_pages_from_php(machines, proxy, php):
+    code = machines.code(ONE)
+    web = machines.agent(WebAgent, "web-1")
+    await web.apply(WebConfig(code=code))
+    await behind(proxy, php=[php], web=[web], code=code)
+
+    await page(proxy, "/style.css")
+    await page(proxy, "/style.css")
+    await page(proxy, "/")
+    rows = await haproxy.counters(proxy.host.directory)
+    assert {row["svname"]: row["stot"] for row in rows if row["type"] == "2"} == {"web-1": "2", "php-1": "1"}
+
+
+async def test_a_front_controller_answers_what_is_no_file(machines, php):
+    code = machines.code(ONE)
+    await php.apply(PhpConfig(code=code, front_controller="always"))
+    assert (await page(php, "/any/thing?x=1", PHP_PORT)).body == b"version one"
+
+    await php.apply(PhpConfig(code=code, front_controller="auto"))
+    assert (await page(php, "/any/thing", PHP_PORT)).status == 404
+
+    rewriting = machines.code({**ONE, ".htaccess": "RewriteEngine On\nRewriteRule . /index.php [L]\n"})
+    await php.apply(PhpConfig(code=rewriting))
+    assert (await page(php, "/any/thing", PHP_PORT)).body == b"version one"
+
+
+async def test_a_document_root_hides_the_rest_and_a_missing_one_is_an_error(machines, php):
+    code = machines.code({"public/index.php": "<?php echo 'public';", "config.php": "<?php echo 'config';"})
+    await php.apply(PhpConfig(code=code, document_root="public"))
+    assert (await page(php, "/", PHP_PORT)).body == b"public"
+    assert (await page(php, "/config.php", PHP_PORT)).status == 404
+
+    with pytest.raises(BadInputError, match="no folder 'htdocs'"):
+        await php.apply(PhpConfig(code=code, document_root="htdocs"))
+    assert (await page(php, "/", PHP_PORT)).body == b"public"
+
+
+async def test_a_missing_engine_says_what_to_install(machines):
+    agent = machines.agent(PhpAgent, "php-1")
+    with pytest.raises(EngineMissingError, match="php-fpm5.3 is not installed") as caught:
+        await agent.apply(PhpConfig(php_version="5.3"))
+    assert "conpaas engines install php" in caught.value.hint
+
+
+async def test_preparing_leaves_what_is_served(machines, php):
+    one, two = machines.code(ONE), machines.code(TWO)
+    await php.apply(PhpConfig(code=two, previous=one, prepare=True))
+
+    assert (await page(php, "/", PHP_PORT)).body == b"version one"
+    assert machines.forgotten == [frozenset({one, two})]
+
+
+async def test_a_body_beyond_the_limit_is_refused(proxy, php):
+    await behind(proxy, php=[php], max_body_bytes=1000)
+
+    assert (await page(proxy, "/info.php", method="POST", body=b"x" * 1001)).status == 413
+    assert (await page(proxy, "/info.php", method="POST", body=b"x" * 1000)).status == 200
+
+
+async def test_a_long_folder_name_does_not_matter(machines):
+    name = "x" * 90
+    php, proxy = machines.agent(PhpAgent, f"php-{name}"), machines.agent(ProxyAgent, f"proxy-{name}")
+    await php.apply(PhpConfig(code=machines.code(ONE)))
+    await behind(proxy, php=[php])
+
+    assert (await page(proxy)).body == b"version one"
+
+
+async def test_what_an_application_writes_stays_over_another_version_and_back(machines, php):
+    writer = {"index.php": "<?php file_put_contents('note', 'x', FILE_APPEND); echo filesize('note');"}
+    code = machines.code(writer)
+    await php.apply(PhpConfig(code=code))
+    assert (await page(php, "/", PHP_PORT)).body == b"1"
+
+    await php.apply(PhpConfig(code=machines.code(ONE), previous=code))
+    await php.apply(PhpConfig(code=code))
+    assert (await page(php, "/", PHP_PORT)).body == b"2"
+
+
+async def test_stopping_ends_everything(proxy, php):
+    pids = [agent.host.engines.pid(name) for agent in (proxy, php) for name in agent.host.engines._engines]
+    assert len(pids) == 3
+    await proxy.stop(5)
+    await php.stop(5)
+
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.killpg(pid, 0)
+    assert not list((php.host.directory / "run").glob("*-*.sock"))
+
+
+# -- sessions -------------------------------------------------------------------------------------------------------
+
+
+async def test_sessions_are_shared_and_outlive_their_store(machines, php, proxy):
+    store = machines.agent(SessionsAgent, "manager")
+    await store.apply(SessionsConfig.model_validate(PASSWORD))
+    config = PhpConfig.model_validate(
+        {"code": machines.code(ONE), "sessions": address(store), "sessions_password": "s3cret"}
+    )
+    other = machines.agent(PhpAgent, "php-2")
+    await asyncio.gather(php.apply(config), other.apply(config))
+    await behind(proxy, php=[php, other])
+
+    first = await page(proxy, "/visits.php")
+    cookie = {"Cookie": first.headers["set-cookie"].partition(";")[0]}
+    seen = [int((await page(proxy, "/visits.php", headers=cookie)).body) for _ in range(6)]
+    assert seen == [2, 3, 4, 5, 6, 7]
+
+    assert (await store.metrics())["sessions"] == 1
+    await store.stop(5)
+    await store.apply(SessionsConfig.model_validate(PASSWORD))
+    assert (await page(proxy, "/visits.php", headers=cookie)).body == b"8"
+
+
+async def test_the_session_store_wants_its_password(machines):
+    store = machines.agent(SessionsAgent, "manager")
+    await store.apply(SessionsConfig.model_validate(PASSWORD))
+    reader, writer = await asyncio.open_connection(address(store), SESSIONS_PORT)
+    writer.write(b"KEYS *\r\n")
+    assert (await reader.readline()).startswith(b"-NOAUTH")
+    writer.close()
+    await writer.wait_closed()
+    assert (await store.health()).ok
+
+
+# -- nothing is lost ------------------------------------------------------------------------------------------------
+
+
+async def test_backends_come_and_go_without_a_failed_request(machines, proxy, php):
+    others = [machines.agent(PhpAgent, f"php-{number}") for number in (2, 3)]
+    config = PhpConfig(code=machines.code(ONE))
+    async with Load(address(proxy), HTTP_PORT, ["/", "/slow.php?ms=100"]) as load:
+        for _ in range(2):
+            await asyncio.gather(*(other.apply(config) for other in others))
+            await behind(proxy, php=[php, *others])
+            await load.more(50)
+            await behind(proxy, php=[php])
+            for other in others:
+                await other.stop(5)
+            await load.more(20)
+
+    assert not load.failures
+    assert await haproxy.servers(proxy.host.directory) == {
+        ("php", "php-1"): haproxy.Server(f"{address(php)}:{PHP_PORT}", open=True)
+    }
+
+
+async def test_code_is_switched_without_a_failed_or_mixed_answer(machines, proxy, php):
+    one, two = machines.code(ONE), machines.code(TWO)
+    good = {b"version one", b"version two"}
+    async with Load(address(proxy), HTTP_PORT, good=lambda reply: reply.status == 200 and reply.body in good) as load:
+        for before, after in ((one, two), (two, one), (one, two)):
+            await php.apply(PhpConfig(code=after, previous=before, prepare=True))
+            await php.apply(PhpConfig(code=after, previous=before))
+            await behind(proxy, php=[php], code=after, previous=before)
+            await load.more(20)
+
+    assert not load.failures
+    assert (await page(php, "/", PHP_PORT)).body == b"version two"
+
+
+async def test_new_files_are_found_and_old_ones_served_by_web_servers_through_a_switch(machines, proxy, php):
+    one, two = machines.code(ONE), machines.code(TWO)
+    web = machines.agent(WebAgent, "web-1")
+    await web.apply(WebConfig(code=one))
+    await behind(proxy, php=[php], web=[web], code=one)
+    async with Load(address(proxy), HTTP_PORT, ["/style.css", "/"]) as load:
+        await asyncio.gather(php.apply(PhpConfig(code=two)), web.apply(WebConfig(code=two)))
+        await behind(proxy, php=[php], web=[web], code=two)
+
+    assert not load.failures
+    assert (await page(proxy, "/new.css")).body == b"new"
+    assert (await page(proxy, "/style.css")).body == b"two"
+    assert "new.css web" in (await haproxy.command(proxy.host.directory, "show map static.map"))
+
+
+async def test_settings_change_without_a_failed_request_also_of_long_scripts(machines, proxy, php):
+    code = machines.code(ONE)
+    async with Load(address(proxy), HTTP_PORT, ["/", "/slow.php?ms=1500"], clients=8) as load:
+        for memory in ("64M", "256M"):
+            await php.apply(PhpConfig(code=code, memory_limit=memory))
+            assert (await page(php, "/ini.php?name=memory_limit", PHP_PORT)).body == str(int(memory[:-1]) << 20).encode()
+            await behind(proxy, php=[php], timeout_s=60 + int(memory[:-1]))
+
+    assert not load.failures
+    assert len(list((php.host.directory / "fpm").glob("*.conf"))) == 1
+    assert len(php.host.engines._engines) == 2
+
+
+async def test_a_killed_backend_costs_no_request_and_is_out_within_two_seconds(machines, proxy, php):
+    other = machines.agent(PhpAgent, "php-2")
+    await other.apply(PhpConfig(code=machines.code(ONE)))
+    await behind(proxy, php=[php, other])
+    async with Load(address(proxy), HTTP_PORT) as load:
+        for name in list(other.host.engines._engines):
+            other.host.engines._engines[name].wanted = False  # as if its whole machine were gone
+            kill_engine(other, name)
+        async with asyncio.timeout(2):
+            while not await _down(proxy, "php-2"):
+                await asyncio.sleep(0.02)
+
+    assert not load.failures
+
+
+async def _down(proxy, name):
+    rows = await haproxy.counters(proxy.host.directory)
+    return [row["status"] for row in rows if row["svname"] == name][0].startswith("DOWN")
+
+
+@pytest.mark.parametrize("engine", ["nginx", "fpm"])
+async def test_a_killed_engine_comes_back_and_costs_no_request(machines, proxy, php, engine):
+    other = machines.agent(PhpAgent, "php-2")
+    await other.apply(PhpConfig(code=machines.code(ONE)))
+    await behind(proxy, php=[php, other])
+    name = next(name for name in other.host.engines._engines if name.startswith(engine))
+    async with Load(address(proxy), HTTP_PORT) as load:
+        kill_engine(other, name)
+        async with asyncio.timeout(10):
+            while not (await other.health()).ok:
+                await asyncio.sleep(0.02)
+
+    assert not load.failures
+
+
+async def test_a_busy_backend_is_not_taken_for_a_dead_one(machines, proxy, php):
+    async with asyncio.TaskGroup() as group:
+        slow = [group.create_task(page(proxy, "/slow.php?ms=2500")) for _ in range(24)]
+    assert [task.result().status for task in slow] == [200] * 24
+    rows = await haproxy.counters(proxy.host.directory)
+    assert [row["chkdown"] for row in rows if row["svname"] == "php-1"] == ["0"]
+
+
+async def test_a_backend_that_leaves_finishes_what_it_has_begun(machines, proxy, php):
+    other = machines.agent(PhpAgent, "php-2")
+    await other.apply(PhpConfig(code=machines.code(ONE)))
+    await behind(proxy, php=[other])
+    async with asyncio.TaskGroup() as group:
+        slow = group.create_task(page(proxy, "/slow.php?ms=1500"))
+        async with asyncio.timeout(5):
+            while not await haproxy._busy(proxy.host.directory, ["php/php-2"]):
+                await asyncio.sleep(0.01)
+        await behind(proxy, php=[php])
+        await other.stop(5)
+    assert slow.result().body == b"slept"
+
+
+async def test_a_restarted_proxy_agent_and_a_crashed_haproxy_agree_with_the_configuration(machines, proxy, php):
+    other = machines.agent(PhpAgent, "php-2")
+    await other.apply(PhpConfig(code=machines.code(ONE)))
+    await behind(proxy, php=[php, other])
+    kill_engine(proxy, "haproxy")
+    async with asyncio.timeout(10):
+        while not (await proxy.health()).ok:
+            await asyncio.sleep(0.02)
+    assert set(await haproxy.servers(proxy.host.directory)) == {("php", "php-1"), ("php", "php-2")}
+
+    proxy.host.engines.close()
+    again = machines.agent(ProxyAgent, "proxy-1", address(proxy))
+    await behind(again, php=[other])
+    assert set(await haproxy.servers(again.host.directory)) == {("php", "php-2")}
+
+
+# -- metrics --------------------------------------------------------------------------------------------------------
+
+
+async def test_metrics_tell_rates_errors_and_times(proxy):
+    await proxy.metrics()
+    for path in ["/"] * 20 + ["/broken.php"] * 2 + ["/slow.php?ms=300"] * 2:
+        await page(proxy, path)
+    values = await proxy.metrics()
+
+    assert values["request_rate"] > values["error_rate"] > 0
+    assert values["throughput"] > 0
+    assert values["backends_up"] == 1
+    assert values["response_p50"] < 100 < 290 <= values["response_p99"]
+    await proxy.stop(1)
+
+
+# -- applications that nobody here wrote ----------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path("/usr/share/adminer").is_dir(), reason="adminer is not installed")
+async def test_adminer_runs_unmodified(machines, proxy, php):
+    code = machines.tree("/usr/share/adminer")
+    web = machines.agent(WebAgent, "web-1")
+    await asyncio.gather(php.apply(PhpConfig(code=code)), web.apply(WebConfig(code=code)))
+    await behind(proxy, php=[php], web=[web], code=code)
+    path = "/adminer.php" if (machines.directory / "unpacked" / code / "adminer.php").exists() else "/"
+    found = await page(proxy, "/adminer/index.php")
+    assert found.status == 200, path
+    assert b"Login - Adminer" in found.body
+    assert (await page(proxy, "/adminer/static/default.css")).status == 200
+
+
+@pytest.mark.skipif(not Path("/usr/share/dokuwiki").is_dir(), reason="dokuwiki is not installed")
+async def test_dokuwiki_runs_unmodified(machines, proxy, php):
+    code = machines.tree("/usr/share/dokuwiki")
+    await php.apply(PhpConfig(code=code))
+    await behind(proxy, php=[php], code=code)
+
+    assert (await page(proxy, "/doku.php")).status == 200
+    assert (await page(proxy, "/lib/exe/css.php")).status == 200
+    assert (await page(proxy, "/doku.php/start")).status == 200
