@@ -1,5 +1,6 @@
 """What every test gets: the outside plug-in of the tests, and addresses that no other test uses."""
 
+import asyncio
 import itertools
 import os
 import sys
@@ -11,6 +12,9 @@ import pytest
 PLUGINS = Path(__file__).parent / "fakes" / "plugins"
 sys.path.insert(0, str(PLUGINS))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PLUGINS), os.environ.get("PYTHONPATH")]))
+
+# Python 3.11 would make a loop that nobody closes when pytest-asyncio asks for the current one.
+asyncio.set_event_loop(None)
 
 _counter = itertools.count(1)
 
