@@ -16,6 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program; `arguments` None means those of this process. Leaves by SystemExit with the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["run"] and words[1:2] and words[1] in _DAEMONS:
+        sys.modules["rich"] = None  # type: ignore[assignment]  # structlog loads it if it can: 5 MB for ever
         parser = argparse.ArgumentParser(prog=f"conpaas run {words[1]}", description=f"Run the {words[1]} daemon.")
         parser.add_argument("--context", required=True, metavar="FILE", help="The contextualization document.")
         plugins.load("conpaas.core.daemon:main")(words[1], parser.parse_args(words[2:]).context)

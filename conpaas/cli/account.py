@@ -29,6 +29,7 @@ async def login(out: Output, url: str | None, username: str, password: str) -> N
     config = replace(Config.load(), url=(url or Config.load().url).rstrip("/"))
     async with connect(config.url) as conpaas:
         session = await conpaas.login(username, password)
+    certificate.UserFiles(config.directory).forget()  # it was of whoever was logged in before
     replace(config, token=session.token.get_secret_value()).save()
     out.done(session.user, f"logged in at {config.url} as {session.user.username}")
 
@@ -38,6 +39,7 @@ async def login(out: Output, url: str | None, username: str, password: str) -> N
 async def logout(session: Session) -> None:
     """End the session and forget it."""
     await session.conpaas.logout()
+    certificate.UserFiles(session.config.directory).forget()
     replace(session.config, token=None).save()
     session.out.say(f"logged out of {session.config.url}")
 

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from cryptography import x509
-
-from conpaas.core import files, run
-from conpaas.core.errors import NotAuthenticatedError
+from conpaas.core import files, run, tls
+from conpaas.core.errors import BadInputError, NotAuthenticatedError
 from conpaas.sdk import Conpaas
 
 MARGIN = timedelta(minutes=5)
@@ -41,18 +39,27 @@ class UserFiles:
     @property
     def deployment(self) -> str:
         """The deployment's id; raises NotAuthenticatedError if there is no certificate."""
+        return self._fact("deployment")
+
+    def valid(self, url: str | None) -> bool:
+        """Tell whether there is a certificate, of the director at `url` if given, that counts for some minutes more."""
         try:
-            return str(json.loads(self.facts.read_text(encoding="utf-8"))["deployment"])
+            _, end = tls.certificate_lifetime(self.certificate.read_bytes())
+            ours = url in {None, self._fact("url")} and self.key.exists() and self.ca.exists()
+        except (OSError, BadInputError, NotAuthenticatedError):
+            return False
+        return ours and end - MARGIN > datetime.now(UTC)
+
+    def forget(self) -> None:
+        """Remove everything; nothing there is fine."""
+        for path in (self.facts, self.certificate, self.key, self.ca):
+            path.unlink(missing_ok=True)
+
+    def _fact(self, name: str) -> str:
+        try:
+            return str(json.loads(self.facts.read_text(encoding="utf-8"))[name])
         except (OSError, ValueError, KeyError) as exc:
             raise _none() from exc
-
-    def valid(self) -> bool:
-        """Tell whether there is a certificate that counts for some minutes more."""
-        try:
-            certificate = x509.load_pem_x509_certificate(self.certificate.read_bytes())
-        except (OSError, ValueError):
-            return False
-        return self.key.exists() and certificate.not_valid_after_utc - MARGIN > datetime.now(UTC)
 
 
 async def renew(directory: Path, conpaas: Conpaas) -> UserFiles:
@@ -65,7 +72,8 @@ async def renew(directory: Path, conpaas: Conpaas) -> UserFiles:
     answer = await conpaas.certificate(request.read_text(encoding="ascii"))
     files.write_atomically(found.ca, answer.ca)
     files.write_atomically(found.certificate, answer.certificate)
-    files.write_atomically(found.facts, json.dumps({"deployment": answer.deployment, "user": answer.user}))
+    facts = {"deployment": answer.deployment, "user": answer.user, "url": conpaas.url}
+    files.write_atomically(found.facts, json.dumps(facts))
     request.unlink()
     return found
 
@@ -73,7 +81,7 @@ async def renew(directory: Path, conpaas: Conpaas) -> UserFiles:
 async def ensure(directory: Path, conpaas: Conpaas | None) -> UserFiles:
     """Return a certificate that is valid, renewed if need be; without a director it must be there already."""
     found = UserFiles(directory)
-    if found.valid():
+    if found.valid(None if conpaas is None else conpaas.url):
         return found
     if conpaas is None:
         raise _none()

@@ -94,16 +94,29 @@ class Link:
         return now if now.generation >= generation and now.state not in TRANSIENT else None
 
 
+def _keep_service(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+    ctx.meta[_SERVICE] = value
+
+
+_SERVICE = "conpaas.service"
+service_option = click.option(
+    "--service",
+    expose_value=False,
+    callback=_keep_service,
+    help="Id of the manager's service, if the director cannot be asked.",
+)
+
+
 def with_manager(handler: Callable[Concatenate[Link, P], Awaitable[None]]) -> Callable[P, None]:
     """Make an action's function of an async one that takes the link to the manager."""
 
     @json_option
+    @service_option
     @click.pass_context
     @functools.wraps(handler)
     def run(ctx: click.Context, /, *args: P.args, **kwargs: P.kwargs) -> None:
         async def act() -> None:
-            where = ctx.find_root().params
-            async with _linked(where["url"], where["service"]) as client:
+            async with _linked(ctx.find_root().params["url"], ctx.meta.get(_SERVICE)) as client:
                 await handler(Link(client, ctx.ensure_object(Output)), *args, **kwargs)
 
         asyncio.run(act())
@@ -117,10 +130,9 @@ roles_argument = click.argument("roles", nargs=-1, required=True, metavar="ROLE=
 
 @click.group(cls=Managerc, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("url")
-@click.option("--service", help="Id of the manager's service, if the director cannot be asked.")
 @json_option
 @click.pass_context
-def managerc(ctx: click.Context, url: str, service: str | None) -> None:  # noqa: ARG001 - read by with_manager
+def managerc(ctx: click.Context, url: str) -> None:
     """Talk to the manager at URL."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

@@ -110,16 +110,23 @@ def _is_of(process: Path, mark: bytes, user: int | None) -> bool:
 
 def remove_tree(directory: Path) -> None:
     """Remove a directory that an instance wrote to, without following its links; gone is fine."""
+    try:
+        _remove_tree(directory)
+    except PermissionError:  # never for root: an engine has closed a directory to itself
+        directory.chmod(0o700)
+        for folder, names, _ in os.walk(directory):
+            for path in (Path(folder, name) for name in names):
+                if not path.is_symlink():
+                    path.chmod(0o700)
+        _remove_tree(directory)
 
-    def open_and_retry(function: Callable[[str], Any], path: str, _: object) -> None:
-        """An engine may have closed a directory to itself."""
-        if not Path(path).is_symlink() and Path(path).exists():
-            Path(path).parent.chmod(0o700)
-            Path(path).chmod(0o700)
-            function(path)
 
-    if directory.exists():
-        shutil.rmtree(directory, onerror=open_and_retry)
+def _remove_tree(directory: Path) -> None:
+    def gone_is_fine(_function: Callable[..., Any], _path: str, error: Any) -> None:
+        if not isinstance(error[1], FileNotFoundError):
+            raise error[1]
+
+    shutil.rmtree(directory, onerror=gone_is_fine)
 
 
 def tail(path: Path, limit: int) -> str:
@@ -137,7 +144,7 @@ def tail(path: Path, limit: int) -> str:
 
 
 def closed_to_others(place: Path) -> Path | None:
-    """Return the first of `place` and the folders above it that other users cannot enter or execute, None if they can."""
+    """Return the first of `place` and the folders above it that other users cannot enter, None if they can."""
     for path in (*reversed(place.parents), place):
         if not path.stat().st_mode & stat.S_IXOTH:
             return path
@@ -147,7 +154,7 @@ def closed_to_others(place: Path) -> Path | None:
 def search_path() -> list[str]:
     """Return the folders of PATH, and the interpreter's, as far as instances can look into them."""
     folders = [*os.environ.get("PATH", os.defpath).split(os.pathsep), str(Path(sys.executable).parent)]
-    absolute = [folder for folder in dict.fromkeys(folders) if Path(folder).is_absolute() and Path(folder).is_dir()]
+    found = [folder for folder in dict.fromkeys(folders) if Path(folder).is_absolute() and os.access(folder, os.X_OK)]
     if os.geteuid() != 0:
-        return absolute
-    return [folder for folder in absolute if closed_to_others(Path(folder)) is None]
+        return found
+    return [folder for folder in found if closed_to_others(Path(folder)) is None]

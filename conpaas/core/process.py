@@ -12,10 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 import structlog
 from aiohttp import web
+from aiohttp.web_urldispatcher import AbstractRuleMatching, MatchedSubAppResource
 
 from conpaas.core import rpc, tasks
 
@@ -76,7 +78,10 @@ class Process(ABC):
         app = web.Application(middlewares=[rpc.errors_to_replies], client_max_size=rpc.MAX_BODY)
         app.add_routes(site.routes)
         for prefix, sub in (site.subapps or {}).items():
-            app.add_subapp(prefix, sub)
+            if prefix == "/":
+                _leave_the_rest_to(sub, app, site.routes)
+            else:
+                app.add_subapp(prefix, sub)
         runner = web.AppRunner(
             app,
             shutdown_timeout=self.stop_timeout_s,
@@ -108,3 +113,33 @@ class Process(ABC):
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
+
+
+def _leave_the_rest_to(
+    sub: web.Application, app: web.Application, routes: Sequence[web.AbstractRouteDef]
+) -> None:
+    """Give `sub` every request that is not below the first path segment of one of `routes`."""
+    taken = frozenset(_first_segment(route.path) for route in routes if isinstance(route, web.RouteDef))
+    rest = partial(MatchedSubAppResource, _Rest(taken), sub)
+    app._add_subapp(rest, sub)  # noqa: SLF001  (as `add_domain` does, whose only rules are host names)
+
+
+def _first_segment(path: str) -> str:
+    return path.removeprefix("/").partition("/")[0]
+
+
+class _Rest(AbstractRuleMatching):
+    """Requests below none of the given first path segments."""
+
+    def __init__(self, taken: frozenset[str]) -> None:
+        self._taken = taken
+
+    async def match(self, request: web.Request) -> bool:
+        return _first_segment(request.path) not in self._taken
+
+    def get_info(self) -> Any:
+        return {}
+
+    @property
+    def canonical(self) -> str:
+        return "/"

@@ -29,7 +29,7 @@ from conpaas.core.errors import (
 from conpaas.core.identity import Identity
 from conpaas.core.messages import public
 from conpaas.core.trust import ANONYMOUS, Caller
-from conpaas.director import credits, views
+from conpaas.director import money, views
 from conpaas.director.db.database import Database
 from conpaas.director.db.models import SshKey, Token, User
 from conpaas.director.enrolment import Trust
@@ -183,7 +183,7 @@ class Accounts:
             record(session, "registered", at=now, actor=f"user:{user.username}", user=user.id)
             amount = self._settings.admin_credits if admin else self._settings.registration_credits
             if amount:
-                credits.grant(session, user, amount, at=now, actor="director", reason="a new account")
+                money.grant(session, user, amount, at=now, actor="director", reason="a new account")
             return views.user_view(user)
 
     # -- logging in -------------------------------------------------------------------------------------------------
@@ -327,9 +327,7 @@ class Accounts:
             now = self._clock.now()
             record(session, "token-revoked", at=now, actor=f"user:{user.username}", user=user_id, message=token.name)
 
-    def _new_token(
-        self, user_id: str, kind: str, name: str, scopes: list[str], expires: datetime
-    ) -> tuple[Token, str]:
+    def _new_token(self, user_id: str, kind: str, name: str, scopes: list[str], expires: datetime) -> tuple[Token, str]:
         secret = f"cps_{ids.new_secret()}"
         token = Token(
             id=ids.new("tok"),
@@ -439,7 +437,7 @@ class Accounts:
         """Give a user credits, or take them."""
         async with self._db.write() as session:
             user = await user_of(session, user_id)
-            credits.grant(session, user, form.amount, at=self._clock.now(), actor=actor, reason=form.reason)
+            money.grant(session, user, form.amount, at=self._clock.now(), actor=actor, reason=form.reason)
             return views.user_view(user)
 
     async def prune(self) -> None:

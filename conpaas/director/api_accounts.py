@@ -138,9 +138,7 @@ class AccountsApi:
 
     async def grant(self, call: Call, form: public.Grant) -> public.UserView:
         """Grant credits."""
-        return await self._background.finish(
-            self._accounts.grant(call.params["user"], form, self._actor(call))
-        )
+        return await self._background.finish(self._accounts.grant(call.params["user"], form, self._actor(call)))
 
     async def instances(self, call: Call) -> public.InstanceRows:
         """Show all instances there are."""
@@ -153,7 +151,7 @@ class AccountsApi:
             .limit(paging.limit + 1)
         )
         async with self._db.read() as session:
-            owners = {row: owner for row, owner in (await session.execute(query)).all()}
+            owners = dict((await session.execute(query)).tuples().all())
         shown, following = views.page(list(owners), paging)
         return public.InstanceRows(
             items=tuple(
@@ -178,7 +176,7 @@ class AccountsApi:
             .group_by(Instance.cloud)
         )
         async with self._db.read() as session:
-            counts: dict[str, int] = {cloud: count for cloud, count in (await session.execute(query)).all()}
+            counts = dict((await session.execute(query)).tuples().all())
         return public.Clouds(
             items=tuple(
                 public.CloudView(

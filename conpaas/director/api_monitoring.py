@@ -87,7 +87,13 @@ class MonitoringApi:
         return answer
 
     async def _ask(
-        self, call: Call, endpoint: Endpoint, body: Message | None = None, *, query: Message | None = None, **params: str
+        self,
+        call: Call,
+        endpoint: Endpoint,
+        body: Message | None = None,
+        *,
+        query: Message | None = None,
+        **params: str,
     ) -> Any:
         async with self._db.read() as session:
             service = await living(session, call.params["service"])

@@ -1,18 +1,16 @@
 """Handlers of the public API: applications, services, code, operations."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote
 
 from aiohttp import web
 from sqlalchemy import func, select
 
-from conpaas.core import rpc, spec
-from conpaas.core.errors import BadInputError, ConflictError, NotFoundError
-from conpaas.core import ids
+from conpaas.core import ids, spec
 from conpaas.core.clock import Clock
+from conpaas.core.errors import ConflictError, NotFoundError
 from conpaas.core.messages import public
-from conpaas.core.messages.base import Message
 from conpaas.core.messages.internal import StateHistory, UploadQuery
 from conpaas.core.messages.manager import CodeVersions, Nodes
 from conpaas.core.messages.model import Ack, CodeVersionView, OperationView, ServiceView, Wanted
@@ -88,7 +86,7 @@ class ServicesApi:
             select(Application, func.count(Service.seq))
             .outerjoin(Service, Service.application_id == Application.id)
             .where(Application.user_id == call.caller.user)
-            .group_by(Application)
+            .group_by(*Application.__table__.columns)
             .order_by(Application.seq)
         )
         async with self._db.read() as session:
@@ -209,9 +207,7 @@ class ServicesApi:
         scripts = {"start_script": form.start, "stop_script": form.stop}
         return await self._change(call, "scripts", form.key, lambda wanted: wanted.model_copy(update=scripts))
 
-    async def _change(
-        self, call: Call, kind: str, key: str | None, edit: Callable[[Wanted], Wanted]
-    ) -> OperationView:
+    async def _change(self, call: Call, kind: str, key: str | None, edit: Callable[[Wanted], Wanted]) -> OperationView:
         work = self._services.change(
             call.params["service"], lambda _, wanted: edit(wanted), kind=kind, **self._with(call, key)
         )

@@ -79,9 +79,7 @@ def _view(kind: ServiceType) -> public.ServiceTypeView:
         roles=tuple(_role(role) for role in kind.roles),
         settings=kind.settings.model_json_schema(),
         commands=tuple(
-            public.CommandView(
-                name=command.name, title=command.title, arguments=command.arguments.model_json_schema()
-            )
+            public.CommandView(name=command.name, title=command.title, arguments=command.arguments.model_json_schema())
             for command in kind.commands
         ),
         takes_code=kind.takes_code,

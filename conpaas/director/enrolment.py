@@ -124,21 +124,21 @@ class Enrolment:
         """
         instance_id, _, _ = token.partition(".")
         if not hmac.compare_digest(token.encode(), self.token(instance_id).encode()):
-            raise NotAuthenticatedError("this enrolment token is not valid", hint=_BAD_TOKEN_HINT)
+            raise NotAuthenticatedError("this enrolment token is not valid", hint=_ENROL_HINT)
         key = _key_of(csr)
         now = self._clock.now()
         async with self._db.write() as session:
             try:
                 instance = await instance_of(session, instance_id)
             except NotFoundError as exc:
-                raise NotAuthenticatedError("this enrolment token is not valid", hint=_BAD_TOKEN_HINT) from exc
+                raise NotAuthenticatedError("this enrolment token is not valid", hint=_ENROL_HINT) from exc
             service = await service_of(session, instance.service_id)
             check_wanted(instance, service)
             if instance.enrol_until < now:
-                raise NotAuthenticatedError("this enrolment token is too old", hint=_BAD_TOKEN_HINT)
+                raise NotAuthenticatedError("this enrolment token is too old", hint=_ENROL_HINT)
             if instance.enrol_key not in {"", key}:
                 log.warning("enrolment-token-reused", instance=instance.id)
-                raise ForbiddenError("this enrolment token has been used", hint=_BAD_TOKEN_HINT)
+                raise ForbiddenError("this enrolment token has been used", hint=_ENROL_HINT)
             certificate = self._trust.sign(csr, self._identity(instance))
             instance.enrol_key = key
             instance.booted = instance.booted or now
@@ -169,7 +169,7 @@ class Enrolment:
         return Identity.agent(deployment, instance.service_id, instance.id)
 
 
-_BAD_TOKEN_HINT = "each token enrols one instance once, within minutes of its creation"
+_ENROL_HINT = "each token enrols one instance once, within minutes of its creation"
 
 
 def check_wanted(instance: Instance, service: Service) -> None:
@@ -177,9 +177,7 @@ def check_wanted(instance: Instance, service: Service) -> None:
     if instance.ended is not None:
         raise ForbiddenError(f"instance {instance.id} is no longer wanted", value=instance.id)
     if instance.kind == "manager" and instance.epoch < service.epoch:
-        raise ForbiddenError(
-            f"this manager was replaced: its epoch {instance.epoch} is over", value=instance.epoch
-        )
+        raise ForbiddenError(f"this manager was replaced: its epoch {instance.epoch} is over", value=instance.epoch)
 
 
 def _key_of(csr: str) -> str:

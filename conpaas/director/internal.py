@@ -82,9 +82,7 @@ class Internal:
         authorize(caller, endpoint, target)
         return caller
 
-    async def _look_up(
-        self, service_id: str | None, instance_id: str | None
-    ) -> tuple[Service | None, Instance | None]:
+    async def _look_up(self, service_id: str | None, instance_id: str | None) -> tuple[Service | None, Instance | None]:
         async with self._db.read() as session:
             service = await session.scalar(select(Service).where(Service.id == service_id))
             instance = await session.scalar(select(Instance).where(Instance.id == instance_id))
@@ -144,9 +142,7 @@ class Internal:
 
     async def delete_instance(self, call: Call, body: internal.Gone) -> Ack:
         """Give a node back."""
-        await self._background.finish(
-            self._services.delete_node(call.params["id"], call.params["instance"], body)
-        )
+        await self._background.finish(self._services.delete_node(call.params["id"], call.params["instance"], body))
         return Ack()
 
     async def describe_instance(self, call: Call) -> NodeView:

@@ -26,7 +26,7 @@ from conpaas.core.errors import (
 )
 from conpaas.core.messages.internal import Context
 from conpaas.core.states import NodeState
-from conpaas.director import credits
+from conpaas.director import money
 from conpaas.director.clouds import Clouds
 from conpaas.director.db.database import Database
 from conpaas.director.db.models import Instance, Service, User
@@ -91,7 +91,7 @@ class Ledger:
             row = self._new(service, wish, index)
             session.add(row)
             await session.flush()
-            credits.charge_first(session, user, row)
+            money.charge_first(session, user, row)
             rows.append(row)
         return rows
 
@@ -114,7 +114,7 @@ class Ledger:
         )
 
     async def launch(self, instances: Iterable[str]) -> None:
-        """Have the clouds make instances that are written down; all at once. What fails is refunded, with the reason."""
+        """Have the clouds make instances that are written down, all at once; what is refused is refunded."""
         async with asyncio.TaskGroup() as group:
             for instance in instances:
                 group.create_task(self._launch(instance), name=f"launch {instance}")
@@ -178,7 +178,7 @@ class Ledger:
         now = self._clock.now()
         async with self._db.write() as session:
             instance = await instance_of(session, instance_id)
-            credits.refund(session, await user_of(session, instance.user_id), instance, now, reason)
+            money.refund(session, await user_of(session, instance.user_id), instance, now, reason)
             enter(instance, N.GONE, now, reason)
             service = await service_of(session, instance.service_id)
             record(session, "instance-refused", at=now, actor="director", service=service, message=reason)
@@ -200,7 +200,7 @@ class Ledger:
             if instance.state is N.GONE:
                 return
             if instance.state is not N.DELETING:
-                credits.end(session, await user_of(session, instance.user_id), instance, now)
+                money.end(session, await user_of(session, instance.user_id), instance, now)
                 enter(instance, N.DELETING, now, reason)
                 if failed:
                     service = await service_of(session, instance.service_id)
@@ -266,12 +266,10 @@ class Ledger:
         if instance.ended is not None:
             return
         now = self._clock.now()
-        credits.end(session, await user_of(session, instance.user_id), instance, now)
+        money.end(session, await user_of(session, instance.user_id), instance, now)
         enter(instance, N.LOST, now, reason)
         service = await service_of(session, instance.service_id)
-        record(
-            session, "instance-lost", at=now, actor="director", service=service, message=f"{instance.id}: {reason}"
-        )
+        record(session, "instance-lost", at=now, actor="director", service=service, message=f"{instance.id}: {reason}")
         log.warning("instance-lost", instance=instance.id, reason=reason)
 
     # -- agreeing with the clouds -----------------------------------------------------------------------------------

@@ -50,9 +50,7 @@ def move(
     session.add(StateChangeRow(service_id=service.id, state=state, at=at, reason=reason, actor=actor))
 
 
-def finish(
-    operation: Operation, state: OperationState, *, at: datetime, message: str = "", error: str = ""
-) -> None:
+def finish(operation: Operation, state: OperationState, *, at: datetime, message: str = "", error: str = "") -> None:
     """End an operation that is under way."""
     operation.state, operation.finished = state, at
     operation.message = message or operation.message

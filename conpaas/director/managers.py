@@ -43,7 +43,9 @@ class Managers:
         base = views.manager_url(manager)
         if not base:
             raise PeerError("the manager of this service is starting", value=service.id)
-        return await self._client(service.id, base).call(endpoint, body, query=query, **params)
+        return await self._client(service.id, base).call(
+            endpoint, body, query=query, data=None, timeout_s=None, headers=None, **params
+        )
 
     def _client(self, service_id: str, base: str) -> Client:
         client = self._clients.get(service_id)

@@ -1,4 +1,4 @@
-"""What the director looks after by itself: managers that are gone, ends that are half done, hours, deadlines, leftovers."""
+"""What the director looks after by itself: managers that are gone, half-done ends, hours, deadlines, leftovers."""
 
 from datetime import timedelta
 
@@ -9,7 +9,7 @@ from conpaas.core.clock import Clock
 from conpaas.core.errors import ConpaasError
 from conpaas.core.messages.model import Wanted
 from conpaas.core.states import OperationState, ServiceState
-from conpaas.director import credits, lifecycle
+from conpaas.director import lifecycle, money
 from conpaas.director.accounts import Accounts
 from conpaas.director.clouds import Clouds
 from conpaas.director.code import CodeStore
@@ -160,8 +160,8 @@ class Reconciler:
         now = self._clock.now()
         while True:
             async with self._db.write() as session:
-                if not await credits.charge_due(session, now):
-                    await credits.warn(session, now)
+                if not await money.charge_due(session, now):
+                    await money.warn(session, now)
                     break
         async with self._db.read() as session:
             query = select(Service).join(User, User.id == Service.user_id).where(User.credits < 0)

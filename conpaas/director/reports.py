@@ -22,7 +22,14 @@ from conpaas.director.services import living
 log = structlog.get_logger()
 
 _SAID = frozenset(
-    {NodeState.BOOTING, NodeState.CONFIGURING, NodeState.SERVING, NodeState.DEGRADED, NodeState.DRAINING, NodeState.LOST}
+    {
+        NodeState.BOOTING,
+        NodeState.CONFIGURING,
+        NodeState.SERVING,
+        NodeState.DEGRADED,
+        NodeState.DRAINING,
+        NodeState.LOST,
+    }
 )
 """States of nodes that their manager knows best; the others are the ledger's."""
 _TABLES = ("services", "instances", "operations")

@@ -215,9 +215,7 @@ class Services:
         await self._check_code(session, service, before, after)
         await self._check_credit(session, service, before, after)
         now = self._clock.now()
-        state = lifecycle.after_change(
-            service.state, kind=kind, running=after.running, was_running=before.running
-        )
+        state = lifecycle.after_change(service.state, kind=kind, running=after.running, was_running=before.running)
         if kind == lifecycle.TERMINATE:
             service.ending = True
         settled = after == before and service.state is ServiceState.RUNNING
@@ -338,7 +336,11 @@ class Services:
                 if service.ending and operation.kind == lifecycle.TERMINATE:
                     return views.operation_view(operation)
         return await self.change(
-            service_id, lambda _, wanted: spec.shutdown(wanted), kind=lifecycle.TERMINATE, actor=actor, expected=expected
+            service_id,
+            lambda _, wanted: spec.shutdown(wanted),
+            kind=lifecycle.TERMINATE,
+            actor=actor,
+            expected=expected,
         )
 
     async def cancel(self, operation_id: str, *, actor: str) -> OperationView:
@@ -446,9 +448,7 @@ def _check_cancel(operation: Operation, service: Service) -> None:
 
 
 async def _check_name(session: AsyncSession, user_id: str, name: str) -> None:
-    query = select(Service.seq).where(
-        Service.user_id == user_id, Service.name == name, Service.terminated.is_(None)
-    )
+    query = select(Service.seq).where(Service.user_id == user_id, Service.name == name, Service.terminated.is_(None))
     if await session.scalar(query) is not None:
         raise ConflictError(f"you have a service called '{name}'", value=name, hint="choose another name")
 

@@ -2,11 +2,10 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Mapped
 
 from conpaas.core.errors import BadInputError
 from conpaas.core.messages.model import (
@@ -189,9 +188,7 @@ async def service_views(session: AsyncSession, services: Sequence[Service]) -> l
         .order_by(Operation.seq)
     )
     operations = {operation.service_id: operation for operation in await session.scalars(under_way)}
-    return [
-        service_view(service, instances[service.id], operations.get(service.id)) for service in services
-    ]
+    return [service_view(service, instances[service.id], operations.get(service.id)) for service in services]
 
 
 def cursor(query: Paging) -> int:
@@ -203,13 +200,7 @@ def cursor(query: Paging) -> int:
     return int(query.cursor)
 
 
-class Numbered(Protocol):
-    """A row with a number."""
-
-    seq: Mapped[int]
-
-
-R = TypeVar("R", bound=Numbered)
+R = TypeVar("R", User, Service, Instance, Operation)
 
 
 def page(rows: Sequence[R], query: Paging) -> tuple[Sequence[R], str | None]:

@@ -40,8 +40,9 @@ class Handle:
     reason: str = ""
     silent_since: float | None = None
     degraded_since: float | None = None
-    leaving: bool = False
     prepared: bool = False
+    notice: str = ""
+    """What its owner should know of it although it serves."""
     roles: frozenset[str] = field(default_factory=frozenset)
 
     @property
@@ -58,7 +59,7 @@ class Handle:
         return NodeReport(
             id=self.view.id,
             state=self.state,
-            reason=self.reason[:500],
+            reason=(self.reason or self.notice)[:500],
             roles=tuple(sorted(self.roles)),
             metrics=metrics,
         )

@@ -189,7 +189,7 @@ class Rollout:
         except PeerError:
             raise
         except ConpaasError as exc:  # a user's script that fails is told, and keeps nobody from serving
-            self.progress.reason = f"{handle.view.id}: {exc.message}"
+            handle.notice = exc.message
             log.warning("start-script-failed", node=handle.view.id, error=exc.message)
 
     async def _run(self, stage: Stage, leaving: set[str]) -> None:
@@ -209,7 +209,11 @@ class Rollout:
                 raise outcome
 
     async def _run_on(self, node: str, steps: Sequence[Step]) -> None:
-        wanted = {step.role: step.config.model_dump(mode="json") for step in steps if step.config is not None}
+        wanted = {
+            step.role: step.config.model_dump(mode="json", context={"reveal": True})
+            for step in steps
+            if step.config is not None
+        }
         ending = [step.role for step in steps if step.config is None]
         drain_s = self._timings.drain_s
         if node == MANAGER:

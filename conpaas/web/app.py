@@ -3,7 +3,7 @@
 The director mounts it at `/` of its public port. It keeps nothing: sessions, users and services are the director's.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
 
@@ -15,8 +15,8 @@ from conpaas.web.views import account, admin, applications, code, dashboard, log
 _FORM_LIMIT = 1 << 20  # bytes; archives are streams with the director's own limit
 
 
-def create(api_base_url: str) -> web.Application:
-    """Return the UI of the director at `api_base_url`, such as `http://127.0.0.1:9999`."""
+def create(api_base_url: Callable[[], str]) -> web.Application:
+    """Return the UI of the director at `api_base_url()`, such as `http://127.0.0.1:9999`, asked for when needed."""
     app = web.Application(
         middlewares=[security.errors_to_pages, security.refuse_forgeries], client_max_size=_FORM_LIMIT
     )

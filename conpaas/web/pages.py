@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 from aiohttp import web
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from conpaas.core import units
 from conpaas.core.messages.public import UserView
@@ -74,7 +74,7 @@ class Site:
             since=lambda state: SINCE_WORDS.get(state, "since"),
             size=units.show_size,
             plural=plural,
-            signed=lambda number: f"{number:+d}",
+            marked=marked,
         )
 
     def icon(self, name: str, label: str = "") -> Markup:
@@ -109,6 +109,14 @@ def state_words(state: str) -> str:
 def tone(state: str) -> str:
     """Return how a state feels."""
     return TONES.get(state, "calm")
+
+
+def marked(text: str) -> Markup:
+    """Return a docstring's words with what is in `backticks` as code."""
+    parts = text.split("`")
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if index % 2 else escape(part) for index, part in enumerate(parts)
+    )
 
 
 def plural(count: int, word: str) -> str:

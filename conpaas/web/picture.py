@@ -15,7 +15,7 @@ ACROSS, DEEP = 150, 52  # of one box
 GAP_ACROSS, GAP_DEEP = 64, 16
 UPRIGHT_ACROSS, UPRIGHT_GAP = 104, 12
 HEAD = 30
-LINES_SHOWN = 6
+_LINES_SHOWN = {False: 6, True: 3}
 _LABEL_LETTERS = {False: 17, True: 12}
 
 
@@ -77,7 +77,7 @@ def draw(roles: Sequence[RoleView], nodes: Sequence[NodeView], *, upright: bool 
     columns = [role for role in roles if any(role.name in node.roles for node in agents)]
     if not columns:
         return None
-    runs = _placed(_runs([role.name for role in columns], agents), len(columns))
+    runs = _placed(_runs([role.name for role in columns], agents), len(columns), _LINES_SHOWN[upright])
     hues = {role.name: index for index, role in enumerate(roles)}
     plan = _Plan(upright, len(columns), max(run.line for run in runs) + 1)
     boxes = tuple(plan.box(run, [hues[role.name] for role in columns[run.first : run.last + 1]]) for run in runs)
@@ -106,22 +106,22 @@ def _runs(names: Sequence[str], nodes: Sequence[NodeView]) -> list[_Run]:
     return runs
 
 
-def _placed(runs: list[_Run], columns: int) -> list[_Run]:
-    """Give each run the first line that is free in all its columns; say of the rest how many there are."""
+def _placed(runs: list[_Run], columns: int, lines: int) -> list[_Run]:
+    """Give each run the first line that is free in all its columns; say of those beyond `lines` how many there are."""
     taken: list[set[int]] = []
     shown: list[_Run] = []
     left = [0] * columns
     for run in sorted(runs, key=lambda run: run.first - run.last):
         span = set(range(run.first, run.last + 1))
         run.line = next((line for line, used in enumerate(taken) if not used & span), len(taken))
-        if run.line >= LINES_SHOWN:
+        if run.line >= lines:
             left[run.first] += 1
             continue
         if run.line == len(taken):
             taken.append(set())
         taken[run.line] |= span
         shown.append(run)
-    shown += [_Run(None, column, column, LINES_SHOWN, count) for column, count in enumerate(left) if count]
+    shown += [_Run(None, column, column, lines, count) for column, count in enumerate(left) if count]
     return shown
 
 

@@ -6,6 +6,7 @@ cookie, so nothing is kept here that a restart could lose.
 
 import hmac
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -21,14 +22,14 @@ _CLIENTS_KEPT = 500
 class Clients:
     """API clients by session token, kept so that their connections are."""
 
-    def __init__(self, base_url: str) -> None:
+    def __init__(self, base_url: Callable[[], str]) -> None:
         self.base_url = base_url
         self._clients: OrderedDict[str, Conpaas] = OrderedDict()
 
     async def of(self, token: str) -> Conpaas:
         """Return the client of a session; an empty token is nobody's."""
         if token not in self._clients:
-            self._clients[token] = Conpaas(self.base_url, token or None)
+            self._clients[token] = Conpaas(self.base_url(), token or None)
         self._clients.move_to_end(token)
         if len(self._clients) > _CLIENTS_KEPT:
             await self.forget(next(iter(self._clients)))

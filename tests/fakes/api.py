@@ -269,7 +269,7 @@ class FakeApi:
 
     async def list_logs(self, call: Call[None]) -> manager.ManagerLogs:
         return manager.ManagerLogs(
-            logs=(LogName(node="manager", name="manager.log", size=12), LogName(node="ins-2", name="php/error.log"))
+            logs=(LogName(node="manager", name="manager.log", size=12), LogName(node="ins-2", name="php.error.log"))
         )
 
     async def read_log(self, call: Call[None]) -> LogChunk:

@@ -70,6 +70,7 @@ class FakeDirector(Process):
         self.agents: dict[str, tuple[Agent, asyncio.Task[None]]] = {}
         self.service_type = service_type
         self.manager: tuple[Manager, asyncio.Task[None]] | None = None
+        self._managers: list[tuple[Manager, asyncio.Task[None]]] = []
 
     async def open(self, stack: AsyncExitStack) -> list[Site]:
         key, csr = tls.make_key_and_csr()
@@ -139,6 +140,7 @@ class FakeDirector(Process):
         folder.mkdir(exist_ok=True)
         manager = Manager(self.context("manager", f"m-{self.epoch}", self._address()), folder)
         self.manager = (manager, asyncio.create_task(manager.run(signals=False)))
+        self._managers.append(self.manager)
         return manager
 
     async def end_manager(self) -> None:
@@ -162,9 +164,8 @@ class FakeDirector(Process):
         await _end(agent, task)
 
     async def end_all(self) -> None:
-        if self.manager is not None:
-            manager = self.manager[0]
-            await self.end_manager()
+        for manager, task in self._managers:
+            await _end(manager, task)
             await manager.roles.stop_all(0)
         for instance in list(self.agents):
             await self.end_agent(instance, with_engines=True)

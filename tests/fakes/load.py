@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+from conpaas.core import tasks
+from conpaas.core.clock import SYSTEM_CLOCK
+
 PAUSE_S = 0.002  # two cores are shared by engines, tests and us
 
 
@@ -99,9 +102,11 @@ class Load:
     async def more(self, count: int) -> None:
         """Return when `count` more requests have been made."""
         target = self.done + len(self.failures) + count
-        async with asyncio.timeout(30):
-            while self.done + len(self.failures) < target:
-                await asyncio.sleep(0.01)
+
+        async def made() -> bool | None:
+            return True if self.done + len(self.failures) >= target else None
+
+        await tasks.wait_for(made, timeout_s=30, what=f"{count} requests", clock=SYSTEM_CLOCK)
 
     async def _client(self, *, keep_alive: bool) -> None:
         connection: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
@@ -132,9 +137,7 @@ class Load:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, *, keep_alive: bool
     ) -> Reply:
         how = "keep-alive" if keep_alive else "close"
-        writer.write(
-            f"GET {path} HTTP/1.1\r\nHost: {self.address}:{self.port}\r\nConnection: {how}\r\n\r\n".encode()
-        )
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {self.address}:{self.port}\r\nConnection: {how}\r\n\r\n".encode())
         return await read_reply(reader, asyncio.get_running_loop().time())
 
 

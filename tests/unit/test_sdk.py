@@ -52,7 +52,7 @@ async def test_a_wrong_password_is_the_directors_own_error(api: FakeApi) -> None
 
 async def test_a_director_that_is_away_is_a_peer_error() -> None:
     async with connect("http://127.0.0.1:9", TOKEN) as conpaas:
-        with pytest.raises(PeerError, match="127.0.0.1:9"):
+        with pytest.raises(PeerError, match=r"127\.0\.0\.1:9"):
             await conpaas.services()
 
 

@@ -173,7 +173,7 @@ async def _hold(engine: AsyncEngine) -> AsyncConnection | None:
     if engine.dialect.name != "postgresql":
         return None  # an SQLite file lies in the data directory, which is locked
     connection = await engine.connect()
-    await connection.execution_options(isolation_level="AUTOCOMMIT")
+    connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
     got = await connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": _ONE_DIRECTOR})
     if not got:
         await connection.close()

@@ -1,7 +1,7 @@
 // Charts of what the service measures. New points come with the live events.
 import uPlot from "./vendor/uplot/uPlot.esm.js";
 
-const HEIGHT = 130;
+const HEIGHT = 120;
 const KNOWN = [
   { title: "requests", unit: "/s", lines: { request_rate: "requests" } },
   { title: "response time", unit: "ms", lines: { response_p50: "half of all", response_p95: "95 %", response_p99: "99 %" } },
@@ -131,7 +131,7 @@ function options(group, keys, width) {
     cursor: { drag: { x: false, y: false }, points: { size: 6 } },
     scales: { y: { range: (_, low, high) => [Math.min(0, low ?? 0), high > 0 ? high * 1.15 : 1] } },
     axes: [
-      { ...axis, space: 60, values: timeLabels },
+      { ...axis, size: 26, space: 60, values: timeLabels },
       { ...axis, size: 52, space: 30, values: (_, ticks) => ticks.map((tick) => number(tick, group.unit)) },
     ],
     series: [

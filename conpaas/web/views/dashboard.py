@@ -85,4 +85,4 @@ async def show_help(request: web.Request) -> web.Response:
     """Show the short guide, to strangers too."""
     me = await (await visits.api(request)).me() if visits.of(request).token else None
     version = await (await visits.nobodys_api(request)).version()
-    return pages.page(request, "help.html", me=me, version=version)
+    return pages.page(request, "help.html", me=me, version=version, origin=request.url.origin())

@@ -9,9 +9,11 @@ import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from conpaas.core import files
+from pydantic import SecretStr, ValidationError
+
+from conpaas.core import files, rpc
 from conpaas.core.errors import CommandFailedError, EngineMissingError
-from conpaas.core.messages.base import Message
+from conpaas.core.messages.base import Message, Secret
 from conpaas.core.messages.model import Wanted
 from conpaas.core.service import (
     MANAGER,
@@ -52,7 +54,7 @@ class EchoConfig(Message):
     code: str | None = None
     broken: bool = False
     engine_missing: bool = False
-    password: str = ""
+    password: Secret = SecretStr("")
 
 
 class Say(Message):
@@ -71,7 +73,10 @@ class EchoPlanner(Planner):
 
     def check(self, before: Wanted, after: Wanted) -> None:
         check_roles(SERVICE, before, after)
-        EchoSettings.model_validate(after.settings)
+        try:
+            EchoSettings.model_validate(after.settings)
+        except ValidationError as exc:
+            raise rpc.bad_input(exc) from exc
 
     def assign(self, wanted: Mapping[str, int], nodes: Sequence[Node]) -> Assignment:
         roles: dict[str, frozenset[str]] = {}
@@ -101,7 +106,7 @@ class EchoPlanner(Planner):
                 code=situation.code.sha256 if situation.code else None,
                 broken=settings.broken,
                 engine_missing=settings.engine_missing,
-                password=situation.secret("echo"),
+                password=SecretStr(situation.secret("echo")),
             )
 
         leaving = [

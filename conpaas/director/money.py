@@ -94,7 +94,7 @@ async def warn(session: AsyncSession, now: datetime) -> None:
         select(User, running)
         .join(Instance, Instance.user_id == User.id)
         .where(Instance.ended.is_(None))
-        .group_by(User)
+        .group_by(*User.__table__.columns)
         .having((User.credits < WARN_HOURS * running) != User.warned)
     )
     for user, count in (await session.execute(query)).all():
