@@ -1,5 +1,6 @@
 """`conpaas quickstart --check`: the whole life of a service under load, and proof that nothing is left of it."""
 
+import json
 import os
 import shutil
 import socket
@@ -11,7 +12,6 @@ from urllib.parse import urlsplit
 from conpaas.cli import processes
 from conpaas.cli.demo import CLOUD, HOST, Demo, page, site
 from conpaas.cli.load import Load
-from conpaas.cloud import _local_init as local_init
 from conpaas.core import tasks
 from conpaas.core.clock import SYSTEM_CLOCK
 from conpaas.core.errors import CommandFailedError, DeadlineError
@@ -76,7 +76,7 @@ class Check:
             await self._is(client, service, ServiceState.RUNNING, nodes=NODES)
             self._say(f"scaled to {NODES} nodes")
             await self._second_version(demo, client, service)
-            await self._kill_backend(client, service)
+            await self._kill_backend(demo.data_dir / "clouds" / CLOUD, client, service)
             await client.scale(service.id, {role: -count for role, count in MORE.items()}, wait=True)
             await self._is(client, service, ServiceState.RUNNING, nodes=1)
             self._say("scaled back to 1 node")
@@ -97,11 +97,11 @@ class Check:
             raise CommandFailedError("the second code version does not serve after its activation")
         self._say("second code version active")
 
-    async def _kill_backend(self, client: Conpaas, service: ServiceView) -> None:
+    async def _kill_backend(self, cloud: Path, client: Conpaas, service: ServiceView) -> None:
         """Kill the engines of one php node; return when as many nodes serve as before."""
         nodes = (await client.service(service.id)).nodes
         node = next(node for node in nodes if node.kind == "agent" and node.roles == ("php",))
-        killed = _engines(node)
+        killed = _engines(cloud, node)
         if not killed:
             raise CommandFailedError(f"no engine was found on node {node.id}", value=node.id)
         processes.kill(killed)
@@ -111,7 +111,7 @@ class Check:
         async def healed() -> bool | None:
             now = await client.service(service.id)
             still = [one for one in _serving(now) if one.id == node.id]
-            replaced = not still or {one.pid for one in _engines(still[0])} - pids
+            replaced = not still or {one.pid for one in _engines(cloud, still[0])} - pids
             return True if replaced and _so(now, ServiceState.RUNNING, NODES) else None
 
         await tasks.wait_for(healed, timeout_s=HEAL_TIMEOUT_S, what="healing", clock=SYSTEM_CLOCK, period_s=0.2)
@@ -155,12 +155,10 @@ def _so(service: ServiceView, state: ServiceState, nodes: int) -> bool:
     return service.state is state and len(agents) == len(_serving(service)) == nodes
 
 
-def _engines(node: NodeView) -> list[processes.Running]:
-    return [
-        process
-        for process in processes.of_instance(local_init.MARKER, node.cloud_id)
-        if process.name.startswith(_BACKEND_ENGINES)
-    ]
+def _engines(cloud: Path, node: NodeView) -> list[processes.Running]:
+    """Return the engines of a node, which descend from the first process of its instance."""
+    first = json.loads((cloud / ".records" / f"{node.cloud_id}.pid").read_text(encoding="utf-8"))
+    return [one for one in processes.descendants(first["pid"]) if one.name.startswith(_BACKEND_ENGINES)]
 
 
 def _of_an_instance(path: Path, cloud: Path) -> bool:

@@ -41,7 +41,7 @@ class Load:
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         self._over.set()
-        await self._group.__aexit__(kind, exc, tb)
+        await self._group.__aexit__(None, None, None)  # an error of the block is no visitor's, and stays as it is
 
     async def _visit(self) -> None:
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)

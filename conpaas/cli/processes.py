@@ -42,17 +42,6 @@ def descendants(pid: int) -> list[Running]:
     return found
 
 
-def of_instance(marker: str, instance: str) -> list[Running]:
-    """Return the processes that bear an instance's mark in their environment, and their descendants."""
-    mark = f"{marker}={instance}".encode()
-    found: dict[int, Running] = {}
-    for process in _all():
-        with contextlib.suppress(OSError):  # it has ended, or is somebody else's
-            if mark in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
-                found.update({below.pid: below for below in (process, *descendants(process.pid))})
-    return list(found.values())
-
-
 def kill(processes: list[Running]) -> None:
     """Kill them; gone is fine."""
     for process in processes:

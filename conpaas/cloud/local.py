@@ -15,7 +15,6 @@ as long as it lives. The kernel makes that exclusive on the whole machine, which
 import asyncio
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import random
@@ -24,6 +23,7 @@ import signal
 import socket
 import stat
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -118,6 +118,7 @@ class LocalCloud:
         self._name, self._deployment = context.name, context.deployment
         self._directory = context.directory.resolve()
         self._records = self._directory / ".records"
+        self._lock = self._records / "lock"
         self._threads = ThreadPoolExecutor(_THREADS, f"cloud-{context.name}")
         modules = settings.preload if settings.zygote and not settings.command else None
         self._starter = Starter(self._records, modules)
@@ -127,8 +128,16 @@ class LocalCloud:
             self._records.mkdir(mode=0o700, exist_ok=True)
 
     async def create(self, request: VmRequest) -> Vm:
-        """Make an instance; on return its first process runs. A cancelled call goes on and is found by its token."""
-        return await self._in_thread(lambda: self._create(request))
+        """Make an instance; on return its first process runs.
+
+        A cancelled call makes nothing if it has not begun, else all of the instance, which its token finds.
+        """
+        cancelled = threading.Event()
+        try:
+            return await self._in_thread(lambda: self._create(request, cancelled))
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
 
     async def describe(self, vm: str) -> Vm:
         """Return the instance by looking at its files and processes."""
@@ -160,37 +169,40 @@ class LocalCloud:
 
     # Creating
 
-    def _create(self, request: VmRequest) -> Vm:
+    def _create(self, request: VmRequest, cancelled: threading.Event) -> Vm:
         if not _ID.fullmatch(request.token):
             raise BadInputError(f"{request.token!r} is no id of an instance", value=request.token)
         if reason := _inaccessible():
             raise CloudRefusedError(f"cloud {self._name}: {reason}", hint=_INACCESSIBLE_HINT)
-        with self._locked():
+        with machine.locked(self._lock, request.token):
+            if cancelled.is_set():
+                return Vm(id=request.token, token=request.token, state=VmState.GONE)  # nobody will see it
             record = self._read(request.token)
             if record is not None:
-                vm = self._look(record)
-                if not self._interrupted(record):
-                    return vm
+                self._settle(record)
+                if self._first(record) is not None:
+                    return self._look(record)
                 self._remove(record)  # its driver died before it began: begin anew
-            record, claim = self._reserve(request)
-        with claim:  # held here until the first process holds it
-            try:
-                context = request.context(record.address)
-                self._start(record, claim, context)
-            except BaseException:
-                self._remove(record)
-                raise
+            elif self._record_file(request.token).exists():
+                raise CloudRefusedError(f"cloud {self._name}: another deployment has an instance {request.token}")
+            with machine.locked(self._lock):
+                record, claim = self._reserve(request)
+            with claim:  # held here until the first process holds it
+                try:
+                    self._start(record, claim, request.context(record.address))
+                except BaseException:
+                    self._remove(record)
+                    raise
         return self._look(record)
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keep all other drivers and threads from reserving."""
-        with (self._records / "lock").open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+    def _settle(self, record: Record) -> None:
+        """Wait while an instance is being started by what a driver that died has left behind. Under its lock."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while self._first(record) is None and machine.claimed(record.address) and time.monotonic() < deadline:
+            machine.pause()
 
     def _reserve(self, request: VmRequest) -> tuple[Record, socket.socket]:
-        """Choose a free address, claim it, and write the record. Under the lock."""
+        """Choose a free address, claim it, and write the record. Under the lock of all."""
         known = self._all()
         if len(known) >= self._settings.max_instances:
             raise QuotaExceededError(
@@ -309,22 +321,19 @@ class LocalCloud:
         except FileNotFoundError:
             return None
 
-    def _interrupted(self, record: Record) -> bool:
-        return self._first(record) is None and not machine.claimed(record.address)
-
     def _describe(self, vm: str) -> Vm:
         record = self._read(vm)
         return Vm(id=vm, token=vm, state=VmState.GONE) if record is None else self._look(record)
 
     def _look(self, record: Record) -> Vm:
-        interrupted, first = self._interrupted(record), self._first(record)  # in this order: it may begin in between
+        claimed, first = machine.claimed(record.address), self._first(record)  # in this order: it may begin in between
         state, reason = VmState.RUNNING, ""
-        if first is None:
-            state, reason = VmState.PENDING, ""
-            if interrupted:
-                state, reason = VmState.FAILED, "its creation was interrupted"
-        elif not first.alive:
+        if first is not None and not first.alive:
             state, reason = VmState.FAILED, "its first process has ended"
+        elif first is None and claimed:
+            state = VmState.PENDING
+        elif first is None:
+            state, reason = VmState.FAILED, "its creation was interrupted"
         return Vm(id=record.token, token=record.token, state=state, address=record.address, reason=reason)
 
     def _console(self, vm: str) -> str:
@@ -337,13 +346,13 @@ class LocalCloud:
     # Deleting
 
     def _delete(self, vm: str) -> None:
-        record = self._read(vm)
-        if record is None:
+        if not _ID.fullmatch(vm):
             return
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while self._first(record) is None and machine.claimed(record.address) and time.monotonic() < deadline:
-            machine.pause()  # it is being created: wait until it can be ended
-        self._remove(record)
+        with machine.locked(self._lock, vm):
+            record = self._read(vm)
+            if record is not None:
+                self._settle(record)
+                self._remove(record)
 
     def _remove(self, record: Record) -> None:
         """Kill what runs, remove what is written; the record goes last, so that an interrupted removal is found."""

@@ -4,7 +4,6 @@ Kept apart from the command line so that the daemons load nothing that they do n
 """
 
 import asyncio
-import contextlib
 import sys
 from pathlib import Path
 
@@ -38,8 +37,7 @@ def main(kind: str, context_path: str) -> None:
 async def _run(kind: str, context: Context, directory: Path) -> None:
     process = plugins.load(PROCESSES[kind])(context, directory)
     try:
-        with contextlib.suppress(asyncio.CancelledError):
-            await process.run()
+        await process.run()
     except Exception as exc:  # the end of the process: said in one line, its supervisor starts it again
         log.exception("daemon-ended", error=str(exc))
         sys.exit(1)

@@ -9,7 +9,7 @@ import contextlib
 import signal
 import ssl
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +20,14 @@ from aiohttp import web
 from aiohttp.web_urldispatcher import AbstractRuleMatching, MatchedSubAppResource
 
 from conpaas.core import rpc, tasks
+from conpaas.core.clock import SYSTEM_CLOCK
 
 log = structlog.get_logger()
+
+HANDSHAKE_S = 10.0
+"""How long a client may take to shake hands; a silent connection is gone after that."""
+ABORT_S = 1.0
+"""How long what is cut off may take to end."""
 
 
 @dataclass(frozen=True)
@@ -66,43 +72,27 @@ class Process(ABC):
         """
         with self._signals() if signals else contextlib.nullcontext():
             async with AsyncExitStack() as stack:  # last opened, first closed; also on a crash
-                for site in await self.open(stack):
-                    await self._serve(site, stack)
+                sites = await self.open(stack)
+                front = _Front(self.stop_timeout_s)
+                stack.push_async_callback(front.close)  # calls under way end before resources close
+                self.ports += [await front.listen(site) for site in sites]
                 await self.serving()
                 self.ready.set()  # only now: tests and supervisors wait for this
                 log.info("ready", process=self.name, ports=self.ports)
                 await tasks.run_until(self.stop, self.loops())
                 log.info("stopping", process=self.name)
 
-    async def _serve(self, site: Site, stack: AsyncExitStack) -> None:
-        app = web.Application(middlewares=[rpc.errors_to_replies], client_max_size=rpc.MAX_BODY)
-        app.add_routes(site.routes)
-        for prefix, sub in (site.subapps or {}).items():
-            if prefix == "/":
-                _leave_the_rest_to(sub, app, site.routes)
-            else:
-                app.add_subapp(prefix, sub)
-        runner = web.AppRunner(
-            app,
-            shutdown_timeout=self.stop_timeout_s,
-            access_log=None,
-            handler_cancellation=True,
-            keepalive_timeout=75,
-        )
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)  # calls under way end before resources close
-        tcp = web.TCPSite(runner, site.host, site.port, ssl_context=site.tls, backlog=512, reuse_address=True)
-        await tcp.start()
-        self.ports.append(runner.addresses[0][1])
-
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         main = asyncio.current_task()
+        aborted = False
 
         def stop() -> None:
-            if self.stop.is_set() and main is not None:
+            nonlocal aborted
+            if main is not None and (self.stop.is_set() or not self.ready.is_set()):  # nothing is served yet
                 log.warning("aborted", process=self.name)
+                aborted = True
                 main.cancel()
             self.stop.set()
 
@@ -110,9 +100,106 @@ class Process(ABC):
             loop.add_signal_handler(number, stop)
         try:
             yield
+        except asyncio.CancelledError:
+            if not aborted or main is None:
+                raise
+            main.uncancel()  # our own cancel: it ends here
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
+
+
+class _Front:
+    """The ports of one process, and the calls under way on all of them."""
+
+    def __init__(self, stop_timeout_s: float) -> None:
+        self._stop_timeout_s = stop_timeout_s
+        self._runners: list[web.AppRunner] = []
+        self._listeners: list[asyncio.Server] = []
+        self._calls: set[asyncio.Task[Any]] = set()
+        self._streams: set[asyncio.Task[Any]] = set()
+        """Those of the calls that have no end of their own."""
+
+    async def listen(self, site: Site) -> int:
+        """Serve `site`; return its port."""
+        app = web.Application(middlewares=[self._track, rpc.errors_to_replies], client_max_size=rpc.MAX_BODY)
+        app.on_response_prepare.append(self._note_stream)
+        app.add_routes(site.routes)
+        for prefix, sub in (site.subapps or {}).items():
+            if prefix == "/":
+                _leave_the_rest_to(sub, app, site.routes)
+            else:
+                app.add_subapp(prefix, sub)
+        runner = web.AppRunner(
+            app, shutdown_timeout=ABORT_S, access_log=None, handler_cancellation=True, keepalive_timeout=75
+        )
+        await runner.setup()
+        self._runners.append(runner)
+        listener = await asyncio.get_running_loop().create_server(
+            _server(runner),
+            site.host,
+            site.port,
+            ssl=site.tls,
+            ssl_handshake_timeout=HANDSHAKE_S if site.tls else None,
+            ssl_shutdown_timeout=ABORT_S if site.tls else None,
+            backlog=512,
+            reuse_address=True,
+        )
+        self._listeners.append(listener)
+        return int(listener.sockets[0].getsockname()[1])
+
+    async def close(self) -> None:
+        """Take no more connections, let calls complete, cut off those that take too long; at once if cancelled."""
+        try:
+            await self._finish()
+        finally:
+            for task in self._calls:
+                log.warning("call-cut-off", call=task.get_name())
+                task.cancel()
+            await _wait(self._calls, ABORT_S)
+            for runner in self._runners:
+                await runner.cleanup()
+
+    async def _finish(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+        await SYSTEM_CLOCK.sleep(0)  # what has just been accepted is a call under way
+        for runner in self._runners:
+            _server(runner).pre_shutdown()
+        for stream in self._streams:
+            stream.cancel()
+        main = asyncio.current_task()
+        if main is None or not main.cancelling():  # the second signal may have come before this
+            await _wait(self._calls, self._stop_timeout_s)
+
+    @web.middleware
+    async def _track(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        task = asyncio.current_task()
+        if task is not None:
+            task.set_name(f"{request.method} {request.path}")
+            self._calls.add(task)  # until its answer is written, which is after the handler
+            task.add_done_callback(self._calls.discard)
+        return await handler(request)
+
+    async def _note_stream(self, _: web.Request, response: web.StreamResponse) -> None:
+        task = asyncio.current_task()
+        if task is not None and response.content_type == "text/event-stream":
+            self._streams.add(task)
+            task.add_done_callback(self._streams.discard)
+
+
+def _server(runner: web.AppRunner) -> web.Server:
+    server = runner.server
+    if server is None:
+        raise RuntimeError("the runner is not set up")
+    return server
+
+
+async def _wait(calls: set[asyncio.Task[Any]], timeout_s: float) -> None:
+    if calls:
+        await asyncio.wait(set(calls), timeout=timeout_s)
 
 
 def _leave_the_rest_to(

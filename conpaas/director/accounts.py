@@ -45,6 +45,7 @@ CAPTCHA_ROUNDS = 1000
 SESSION, API = "session", "api"
 USED_EVERY = timedelta(minutes=5)
 """A token's time of last use is kept no more exactly than this."""
+HASHER = argon2.PasswordHasher()
 _TABLES = ("users", "tokens")
 
 
@@ -126,7 +127,6 @@ class Accounts:
     def __init__(self, db: Database, settings: DirectorSettings, trust: Trust, clock: Clock) -> None:
         self._db, self._settings, self._trust, self._clock = db, settings, trust, clock
         self.captcha = Captcha(settings.captcha_work, clock)
-        self._hasher = argon2.PasswordHasher()
         self._hashing = asyncio.Semaphore(2)  # each takes 64 MiB for a moment
         self._by_user = RateLimit(settings.login_failures, settings.login_window_s, clock)
         self._by_address = RateLimit(settings.login_failures * 10, settings.login_window_s, clock)
@@ -278,12 +278,12 @@ class Accounts:
 
     async def _hash(self, password: str) -> str:
         async with self._hashing:
-            return await asyncio.to_thread(self._hasher.hash, password)
+            return await asyncio.to_thread(HASHER.hash, password)
 
     async def _verify(self, password_hash: str, password: str) -> bool:
         async with self._hashing:
             try:
-                return await asyncio.to_thread(self._hasher.verify, password_hash, password)
+                return await asyncio.to_thread(HASHER.verify, password_hash, password)
             except (VerificationError, InvalidHashError):
                 return False
 
@@ -446,7 +446,7 @@ class Accounts:
             await session.execute(delete(Token).where(Token.expires < self._clock.now()))
 
 
-_NOBODY = argon2.PasswordHasher().hash(secrets.token_urlsafe(12))
+_NOBODY = HASHER.hash(secrets.token_urlsafe(12))
 """Verified against for unknown names, so that they take the same time."""
 
 

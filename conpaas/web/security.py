@@ -1,5 +1,6 @@
 """What stands between the pages and the rest of the web: headers, the forgery check, errors without secrets."""
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from urllib.parse import quote, urlsplit
 
@@ -67,32 +68,32 @@ async def errors_to_pages(request: web.Request, handler: Handler) -> web.StreamR
     try:
         return await handler(request)
     except NotAuthenticatedError as exc:
-        return _to_login(request, exc)
+        return await _to_login(request, exc)
     except ConpaasError as exc:
-        return _error(request, exc)
+        return await _error(request, exc)
     except ValidationError as exc:  # the visitor's words, refused by the message they were put in
-        return _error(request, rpc.bad_input(exc))
+        return await _error(request, rpc.bad_input(exc))
     except web.HTTPException as exc:
-        return _http_error(request, exc)
+        return await _http_error(request, exc)
     except ConnectionError:
         raise
     except Exception as exc:  # the last resort: nothing of a bug is shown to the visitor, all of it to us
         log.exception("bug", method=request.method, path=request.path, error=type(exc).__name__)
-        return _error(request, ConpaasError("something went wrong here", hint="the director's log says more"))
+        return await _error(request, ConpaasError("something went wrong here", hint="the director's log says more"))
 
 
-def _http_error(request: web.Request, exc: web.HTTPException) -> web.StreamResponse:
+async def _http_error(request: web.Request, exc: web.HTTPException) -> web.StreamResponse:
     if exc.status < 400:
         raise exc
     if exc.status == 404:
-        return _error(request, NotFoundError("there is no such page", value=request.path, hint="go to the dashboard"))
-    return _error(request, ConpaasError(exc.reason), exc.status)
+        return await _error(request, NotFoundError("there is no such page", value=request.path, hint="go to the dashboard"))
+    return await _error(request, ConpaasError(exc.reason), exc.status)
 
 
-def _to_login(request: web.Request, exc: NotAuthenticatedError) -> web.StreamResponse:
+async def _to_login(request: web.Request, exc: NotAuthenticatedError) -> web.StreamResponse:
     """Send a visitor whose session has ended to the login form, and back afterwards."""
     if request.path == "/login" or pages.wants_json(request) or request.headers.get("X-Part"):
-        response: web.StreamResponse = _error(request, exc)
+        response: web.StreamResponse = await _error(request, exc)
     else:
         back = request.path_qs if request.method in _HARMLESS else "/"
         response = web.Response(status=303, headers={"Location": f"/login?next={quote(back, safe='')}"})
@@ -101,7 +102,11 @@ def _to_login(request: web.Request, exc: NotAuthenticatedError) -> web.StreamRes
     return response
 
 
-def _error(request: web.Request, exc: ConpaasError, status: int | None = None) -> web.Response:
+async def _error(request: web.Request, exc: ConpaasError, status: int | None = None) -> web.Response:
     if pages.wants_json(request):
         return rpc.problem(exc)
-    return pages.page(request, "error.html", error=exc, status=status or exc.status)
+    me = None
+    if visits.of(request).token and not isinstance(exc, NotAuthenticatedError):
+        with contextlib.suppress(ConpaasError):  # the page is about another error
+            me = await (await visits.api(request)).me()
+    return pages.page(request, "error.html", me=me, error=exc, status=status or exc.status)

@@ -7,6 +7,8 @@ from math import sin
 from typing import Any
 
 from aiohttp import web
+from altcha import create_challenge
+from pydantic import Field, SecretStr
 
 from conpaas.core import plugins, rpc
 from conpaas.core.errors import ConflictError, NotAuthenticatedError, NotFoundError
@@ -38,7 +40,7 @@ from conpaas.core.messages.public import (
 from conpaas.core.messages.internal import StateHistory
 from conpaas.core.service import PACKAGE, ServiceType
 from conpaas.core.states import NodeState, OperationState, ServiceState
-from pydantic import Field, SecretStr
+
 
 TOKEN = "fake-session"
 NOW = datetime.now(UTC)
@@ -185,14 +187,13 @@ class FakeApi:
             for n in range(120) for where in ("", "ins-15762")
         )
 
-    def application(self) -> web.Application:
-        app = web.Application(middlewares=[rpc.errors_to_replies], client_max_size=rpc.MAX_BODY)
-        for name in vars(public):
-            endpoint = getattr(public, name)
-            handler = getattr(self, f"on_{name.lower()}", None)
+    def routes(self) -> list[web.RouteDef]:
+        found = []
+        for name, endpoint in vars(public).items():
             if isinstance(endpoint, Endpoint):
-                app.add_routes([rpc.route(endpoint, self._recorded(name, handler), self._authenticate)])
-        return app
+                handler = getattr(self, f"on_{name.lower()}", None)
+                found.append(rpc.route(endpoint, self._recorded(name, handler), self._authenticate))
+        return found
 
     def _recorded(self, name: str, handler: Any) -> Any:
         async def serve(call: Any, body: Any = None) -> Any:
@@ -217,7 +218,8 @@ class FakeApi:
         return public.Version(version="3.0.0", deployment="dep-test", ssh_port=9922)
 
     def on_get_captcha(self, *_: Any) -> Message:
-        return public.Captcha(challenge={})
+        challenge = create_challenge("PBKDF2/SHA-256", 10, hmac_secret="fake")
+        return public.Captcha(challenge=challenge.to_dict())
 
     def on_login(self, _: Any, body: public.Credentials) -> Message:
         if body.password.get_secret_value() != "right password":
@@ -312,6 +314,7 @@ class FakeApi:
 
     async def on_follow_log(self, call: Any, _: Any) -> web.StreamResponse:
         text = "".join(f"2026-07-24T12:00:{n:02d}Z info     stage-applied  stage={n} nodes=3\n" for n in range(60))
+        text += '{"event": "enrolled", "level": "info", "kind": "agent", "timestamp": "2026-11-23T08:02:11.959046Z"}\n'
         async with rpc.EventStream(call.http) as stream:
             await stream.send(LogChunk(text=text, next=len(text), size=len(text)))
             await asyncio.Event().wait()

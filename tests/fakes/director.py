@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import argon2
 from pydantic import SecretStr
 from sqlalchemy import select
 
@@ -20,15 +21,19 @@ from conpaas.core.messages import public
 from conpaas.core.messages.internal import NodeReport, Report, RequestInstances
 from conpaas.core.messages.model import OperationView, ServiceView
 from conpaas.core.states import NodeState, ServiceState
-from conpaas.director import lifecycle, views
+from conpaas.director import accounts, lifecycle, views
 from conpaas.director.app import Director
 from conpaas.director.db.models import CreditEntry, EventRow, Instance, Operation, Service, User
 from conpaas.director.ledger import instance_of, service_of, user_of
 from conpaas.director.settings import DirectorSettings
 from tests.fakes import postgres
 
+accounts.HASHER = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)  # quick: tests log in a lot
+
 DATABASES = ("sqlite", "postgresql")
 PASSWORD = "correct horse"
+BLOCK = "127.240.0.0/16"
+"""Addresses of instances: nobody answers there, and nothing leaves this machine."""
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
@@ -189,7 +194,7 @@ def settings_for(directory: Path, **words: Any) -> DirectorSettings:
         "port": 0,
         "instances_port": 0,
         "ssh_port": None,
-        "clouds": {"sim": {"driver": "sim"}, "broken": {"driver": "nonesuch"}},
+        "clouds": {"sim": {"driver": "sim", "block": BLOCK}, "broken": {"driver": "nonesuch"}},
         "default_cloud": "sim",
         "captcha_work": 4,
         "admin_password": PASSWORD,
@@ -198,8 +203,8 @@ def settings_for(directory: Path, **words: Any) -> DirectorSettings:
 
 
 async def database_url(kind: str) -> str:
-    """Return the URL of an empty database; of SQLite, the default one."""
-    return await postgres.new_database() if kind == "postgresql" else ""
+    """Return the URL of a fresh database; of SQLite, the default one."""
+    return await postgres.new_migrated_database() if kind == "postgresql" else ""
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from conpaas.core.engines import Supervisor
 from conpaas.core.errors import BlobMissingError
@@ -19,7 +19,7 @@ from conpaas.core.service import Host, RoleAgent
 
 UNPRIVILEGED = 61_234
 
-AgentT = TypeVar("AgentT", bound=RoleAgent)
+AgentT = TypeVar("AgentT", bound=RoleAgent[Any])
 
 
 @contextlib.contextmanager
@@ -99,6 +99,11 @@ class Machines:
         """Make a role agent on a node."""
         return kind(self.host(name, address))
 
+    @staticmethod
+    def end_agent(agent: RoleAgent[Any]) -> None:
+        """End an agent as its daemon would end: engines go on, nobody watches them."""
+        _supervisor(agent).close()
+
     async def close(self) -> None:
         """Kill all engines, delete all files."""
         for folder, supervisor in self._supervisors:
@@ -110,11 +115,30 @@ class Machines:
         shutil.rmtree(self.directory)
 
 
-def kill_engine(agent: RoleAgent, name: str) -> None:
-    """Kill an engine with all its processes, as a crash of the machine would."""
-    pid = agent.host.engines.pid(name)
-    assert pid is not None, f"{name} does not run"
-    os.killpg(pid, signal.SIGKILL)
+def _supervisor(agent: RoleAgent[Any]) -> Supervisor:
+    engines = agent.host.engines
+    assert isinstance(engines, Supervisor)
+    return engines
+
+
+def engine_pids(agent: RoleAgent[Any]) -> dict[str, int]:
+    """Return the engines of an agent that run."""
+    engines = _supervisor(agent)
+    pids = {name: engines.pid(name) for name in engines._engines}
+    return {name: pid for name, pid in pids.items() if pid is not None}
+
+
+def kill_engine(agent: RoleAgent[Any], name: str) -> None:
+    """Kill an engine with all its processes."""
+    os.killpg(engine_pids(agent)[name], signal.SIGKILL)
+
+
+def kill_machine(agent: RoleAgent[Any]) -> None:
+    """Kill all engines, and nobody starts them again."""
+    pids = engine_pids(agent)
+    _supervisor(agent).close()
+    for pid in pids.values():
+        os.killpg(pid, signal.SIGKILL)
 
 
 def _unreadable(folder: str, names: list[str]) -> list[str]:

@@ -16,9 +16,13 @@ from urllib.parse import quote
 
 import asyncpg
 import pytest
+from sqlalchemy import make_url
+
+from conpaas.director.db.database import Database
 
 _PR_SET_PDEATHSIG = 1
 _numbers = itertools.count(1)
+_migrated: list[str] = []
 
 
 def programs() -> Path | None:
@@ -27,18 +31,30 @@ def programs() -> Path | None:
     return found[-1].parent if found else None
 
 
-async def new_database() -> str:
-    """Return the SQLAlchemy URL of an empty database; the test is skipped where PostgreSQL is not installed."""
+async def new_database(template: str = "template1") -> str:
+    """Return the SQLAlchemy URL of a new database; the test is skipped where PostgreSQL is not installed.
+
+    It is a copy of `template`, a database that `new_database` has made, or empty.
+    """
     if programs() is None:
         pytest.skip("PostgreSQL is not installed")
     socket = _server()
     name = f"test_{next(_numbers)}"
     connection = await asyncpg.connect(host=str(socket), user="postgres", database="postgres")
     try:
-        await connection.execute(f"CREATE DATABASE {name}")
+        await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
     finally:
         await connection.close()
     return f"postgresql+asyncpg://postgres@/{name}?host={quote(str(socket), safe='')}"
+
+
+async def new_migrated_database() -> str:
+    """Return the URL of a new database with the director's tables; they are made once and copied."""
+    if not _migrated:
+        url = await new_database()
+        await (await Database.open(url)).close()
+        _migrated.append(str(make_url(url).database))
+    return await new_database(_migrated[0])
 
 
 @functools.cache
@@ -54,18 +70,19 @@ def _server() -> Path:
     _run([binaries / "initdb", "-D", data, "-U", "postgres", "--auth=trust", "--no-sync", "-E", "UTF8"], account)
     options = ["fsync=off", "synchronous_commit=off", "full_page_writes=off", "shared_buffers=16MB"]
     arguments = [word for option in [*options, "max_connections=60"] for word in ("-c", option)]
-    server = subprocess.Popen(
-        [binaries / "postgres", "-D", data, "-k", directory, "-h", "", *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=(directory / "log").open("wb"),
-        cwd="/",
-        preexec_fn=_die_with_parent,
-        **_as(account),
-    )
+    with (directory / "log").open("wb") as output:
+        server = subprocess.Popen(
+            [binaries / "postgres", "-D", data, "-k", directory, "-h", "", *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=output,
+            cwd="/",
+            preexec_fn=_die_with_parent,
+            **_as(account),
+        )
     atexit.register(_end, server, directory)
-    socket = directory / ".s.PGSQL.5432"
+    status = data / "postmaster.pid"  # its last line says when the server is ready
     deadline = time.monotonic() + 30
-    while not socket.exists():
+    while not (status.exists() and status.read_text().rstrip().endswith("ready")):
         if server.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError((directory / "log").read_text())
         time.sleep(0.02)

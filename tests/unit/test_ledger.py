@@ -18,7 +18,7 @@ from conpaas.core.errors import (
 )
 from conpaas.core.messages.internal import Gone, RequestInstances
 from conpaas.core.states import NodeState, ServiceState
-from tests.fakes.director import DATABASES, Rig, open_rig
+from tests.fakes.director import BLOCK, DATABASES, Rig, open_rig
 
 
 @pytest.fixture(params=DATABASES)
@@ -248,7 +248,7 @@ async def test_an_instance_that_vanishes_is_lost(rig: Rig) -> None:
 
 
 async def test_a_list_that_lags_behind_loses_nothing(tmp_path: Path) -> None:
-    clouds = {"sim": {"driver": "sim", "list_s": 60}}
+    clouds = {"sim": {"driver": "sim", "block": BLOCK, "list_s": 60}}
     async with open_rig(tmp_path, clouds=clouds) as rig:
         _, service = await started(rig)
         [node] = await rig.add_nodes(service, 1)
@@ -350,4 +350,5 @@ async def test_services_that_are_not_paid_are_stopped_and_never_terminated(rig: 
     assert await rig.credits(user) < 0
     row = await rig.service(service)
     assert row.wanted["running"] is False
-    assert (row.state, row.terminated) == (ServiceState.EPILOGUE, None)
+    assert (row.state, row.terminated) == (ServiceState.STOPPED, None)
+    assert rig.at_cloud() == {(await rig.manager(service)).id}

@@ -5,7 +5,9 @@ import json
 import os
 import re
 import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from conpaas.core import run, tasks
 from conpaas.core.clock import SYSTEM_CLOCK
 from conpaas.core.errors import BadInputError, EngineMissingError
-from conpaas.core.service import Health
+from conpaas.core.service import Health, RoleAgent
 from conpaas.services.php import haproxy
 from conpaas.services.php.messages import (
     HTTP_PORT,
@@ -29,8 +31,8 @@ from conpaas.services.php.php import PhpAgent
 from conpaas.services.php.proxy import ProxyAgent
 from conpaas.services.php.sessions import SessionsAgent
 from conpaas.services.php.web import WebAgent
-from tests.fakes.engines_host import Machines, kill_engine, unprivileged
-from tests.fakes.load import Load, fetch
+from tests.fakes.engines_host import Machines, engine_pids, kill_engine, kill_machine, unprivileged
+from tests.fakes.load import Load, Reply, fetch
 
 pytestmark = [
     pytest.mark.system,
@@ -58,7 +60,7 @@ PASSWORD = {"password": "s3cret"}
 
 
 @pytest.fixture
-async def machines(new_address):
+async def machines(new_address: Callable[[], str]) -> AsyncIterator[Machines]:
     with unprivileged():
         machines = Machines(new_address)
         try:
@@ -67,11 +69,13 @@ async def machines(new_address):
             await machines.close()
 
 
-def address(agent):
+def address(agent: RoleAgent[Any]) -> str:
     return agent.host.address
 
 
-async def behind(proxy, *, php=(), web=(), **more):
+async def behind(
+    proxy: ProxyAgent, *, php: Sequence[PhpAgent] = (), web: Sequence[WebAgent] = (), **more: object
+) -> None:
     """Give the proxy these members."""
     config = {
         "php": {agent.host.instance: address(agent) for agent in php},
@@ -82,25 +86,25 @@ async def behind(proxy, *, php=(), web=(), **more):
     await proxy.apply(ProxyConfig.model_validate(config))
 
 
-async def until(true, within_s=10):
+async def until(true: Callable[[], Awaitable[object]], within_s: float = 10) -> None:
     """Ask until it is so."""
 
-    async def so():
+    async def so() -> bool | None:
         return True if await true() else None
 
     await tasks.wait_for(so, timeout_s=within_s, what="the test", clock=SYSTEM_CLOCK, period_s=0.02)
 
 
-async def _healthy(agent):
+async def _healthy(agent: RoleAgent[Any]) -> bool:
     return (await agent.health()).ok
 
 
-async def page(agent, path="/", port=HTTP_PORT, **options):
+async def page(agent: RoleAgent[Any], path: str = "/", port: int = HTTP_PORT, **options: Any) -> Reply:
     return await fetch(address(agent), port, path, **options)
 
 
 @pytest.fixture
-async def php(machines):
+async def php(machines: Machines) -> PhpAgent:
     """One PHP back-end that serves version one."""
     agent = machines.agent(PhpAgent, "php-1")
     await agent.apply(PhpConfig(code=machines.code(ONE)))
@@ -108,7 +112,7 @@ async def php(machines):
 
 
 @pytest.fixture
-async def proxy(machines, php):
+async def proxy(machines: Machines, php: PhpAgent) -> ProxyAgent:
     """A proxy in front of it."""
     agent = machines.agent(ProxyAgent, "proxy-1")
     await behind(agent, php=[php])
@@ -118,30 +122,29 @@ async def proxy(machines, php):
 # -- one role -------------------------------------------------------------------------------------------------------
 
 
-async def test_php_serves_programs_and_files_and_is_healthy(php):
+async def test_php_serves_programs_and_files_and_is_healthy(php: PhpAgent) -> None:
     assert (await page(php, "/", PHP_PORT)).body == b"version one"
     assert (await page(php, "/style.css", PHP_PORT)).body == b"one"
     assert await php.health() == Health(ok=True)
     assert (await php.metrics())["php_idle"] >= 1
 
 
-async def test_applying_the_same_twice_starts_nothing(machines, php):
-    engines = php.host.engines
-    before = {name: engines.pid(name) for name in engines._engines}
+async def test_applying_the_same_twice_starts_nothing(machines: Machines, php: PhpAgent) -> None:
+    before = engine_pids(php)
     await php.apply(PhpConfig(code=machines.code(ONE)))
 
-    assert {name: engines.pid(name) for name in engines._engines} == before
+    assert engine_pids(php) == before
 
 
-async def test_a_restarted_agent_finds_its_engines(machines, php):
-    pids = {name: php.host.engines.pid(name) for name in php.host.engines._engines}
+async def test_a_restarted_agent_finds_its_engines(machines: Machines, php: PhpAgent) -> None:
+    pids = engine_pids(php)
     again = machines.agent(PhpAgent, "php-1", address(php))
     await again.apply(PhpConfig(code=machines.code(ONE)))
 
-    assert {name: again.host.engines.pid(name) for name in again.host.engines._engines} == pids
+    assert engine_pids(again) == pids
 
 
-async def test_php_sees_the_port_that_the_client_used_and_who_it_is(proxy):
+async def test_php_sees_the_port_that_the_client_used_and_who_it_is(proxy: ProxyAgent) -> None:
     server = json.loads((await page(proxy, "/info.php/a/b?c=d")).body)["server"]
 
     assert server["HTTP_HOST"] == f"{address(proxy)}:{HTTP_PORT}"
@@ -154,7 +157,7 @@ async def test_php_sees_the_port_that_the_client_used_and_who_it_is(proxy):
     assert "HTTP_PROXY" not in server or not server["HTTP_PROXY"]
 
 
-async def test_forms_and_uploads_arrive(proxy):
+async def test_forms_and_uploads_arrive(proxy: ProxyAgent) -> None:
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     found = json.loads((await page(proxy, "/info.php", method="POST", headers=form, body=b"a=1")).body)
     assert found["post"] == {"a": "1"}
@@ -165,7 +168,7 @@ async def test_forms_and_uploads_arrive(proxy):
     assert (files["f"]["size"], files["f"]["error"]) == (5, 0)
 
 
-async def test_a_syntax_error_is_a_500_of_its_page_and_takes_nobody_out(proxy, php):
+async def test_a_syntax_error_is_a_500_of_its_page_and_takes_nobody_out(proxy: ProxyAgent, php: PhpAgent) -> None:
     for _ in range(5):
         assert (await page(proxy, "/broken.php")).status == 500
 
@@ -177,7 +180,9 @@ async def test_a_syntax_error_is_a_500_of_its_page_and_takes_nobody_out(proxy, p
 
 
 @pytest.mark.parametrize("path", ["/.env", "/private/key.txt", "/version.inc", "/private/", "/.htaccess", "/nothing"])
-async def test_what_is_not_for_visitors_is_not_shown(machines, proxy, php, path):
+async def test_what_is_not_for_visitors_is_not_shown(
+    machines: Machines, proxy: ProxyAgent, php: PhpAgent, path: str
+) -> None:
     web = machines.agent(WebAgent, "web-1")
     await web.apply(WebConfig(code=machines.code(ONE)))
     await behind(proxy, php=[php], web=[web], code=machines.code(ONE))
@@ -186,7 +191,9 @@ async def test_what_is_not_for_visitors_is_not_shown(machines, proxy, php, path)
         assert (await page(agent, path, port)).status in {403, 404}
 
 
-async def test_files_come_from_the_web_servers_and_pages_from_php(machines, proxy, php):
+async def test_files_come_from_the_web_servers_and_pages_from_php(
+    machines: Machines, proxy: ProxyAgent, php: PhpAgent
+) -> None:
     code = machines.code(ONE)
     web = machines.agent(WebAgent, "web-1")
     await web.apply(WebConfig(code=code))
@@ -199,7 +206,7 @@ async def test_files_come_from_the_web_servers_and_pages_from_php(machines, prox
     assert {row["svname"]: row["stot"] for row in rows if row["type"] == "2"} == {"web-1": "2", "php-1": "1"}
 
 
-async def test_a_front_controller_answers_what_is_no_file(machines, php):
+async def test_a_front_controller_answers_what_is_no_file(machines: Machines, php: PhpAgent) -> None:
     code = machines.code(ONE)
     await php.apply(PhpConfig(code=code, front_controller="always"))
     assert (await page(php, "/any/thing?x=1", PHP_PORT)).body == b"version one"
@@ -212,7 +219,7 @@ async def test_a_front_controller_answers_what_is_no_file(machines, php):
     assert (await page(php, "/any/thing", PHP_PORT)).body == b"version one"
 
 
-async def test_a_document_root_hides_the_rest_and_a_missing_one_is_an_error(machines, php):
+async def test_a_document_root_hides_the_rest_and_a_missing_one_is_an_error(machines: Machines, php: PhpAgent) -> None:
     code = machines.code({"public/index.php": "<?php echo 'public';", "config.php": "<?php echo 'config';"})
     await php.apply(PhpConfig(code=code, document_root="public"))
     assert (await page(php, "/", PHP_PORT)).body == b"public"
@@ -223,14 +230,14 @@ async def test_a_document_root_hides_the_rest_and_a_missing_one_is_an_error(mach
     assert (await page(php, "/", PHP_PORT)).body == b"public"
 
 
-async def test_a_missing_engine_says_what_to_install(machines):
+async def test_a_missing_engine_says_what_to_install(machines: Machines) -> None:
     agent = machines.agent(PhpAgent, "php-1")
     with pytest.raises(EngineMissingError, match=r"php-fpm5\.3 is not installed") as caught:
         await agent.apply(PhpConfig(php_version="5.3"))
     assert "conpaas engines install php" in caught.value.hint
 
 
-async def test_preparing_leaves_what_is_served(machines, php):
+async def test_preparing_leaves_what_is_served(machines: Machines, php: PhpAgent) -> None:
     one, two = machines.code(ONE), machines.code(TWO)
     await php.apply(PhpConfig(code=two, previous=one, prepare=True))
 
@@ -238,14 +245,14 @@ async def test_preparing_leaves_what_is_served(machines, php):
     assert machines.forgotten == [frozenset({one, two})]
 
 
-async def test_a_body_beyond_the_limit_is_refused(proxy, php):
+async def test_a_body_beyond_the_limit_is_refused(proxy: ProxyAgent, php: PhpAgent) -> None:
     await behind(proxy, php=[php], max_body_bytes=1000)
 
     assert (await page(proxy, "/info.php", method="POST", body=b"x" * 1001)).status == 413
     assert (await page(proxy, "/info.php", method="POST", body=b"x" * 1000)).status == 200
 
 
-async def test_a_long_folder_name_does_not_matter(machines):
+async def test_a_long_folder_name_does_not_matter(machines: Machines) -> None:
     name = "x" * 90
     php, proxy = machines.agent(PhpAgent, f"php-{name}"), machines.agent(ProxyAgent, f"proxy-{name}")
     await php.apply(PhpConfig(code=machines.code(ONE)))
@@ -254,7 +261,9 @@ async def test_a_long_folder_name_does_not_matter(machines):
     assert (await page(proxy)).body == b"version one"
 
 
-async def test_what_an_application_writes_stays_over_another_version_and_back(machines, php):
+async def test_what_an_application_writes_stays_over_another_version_and_back(
+    machines: Machines, php: PhpAgent
+) -> None:
     writer = {"index.php": "<?php file_put_contents('note', 'x', FILE_APPEND); echo filesize('note');"}
     code = machines.code(writer)
     await php.apply(PhpConfig(code=code))
@@ -265,8 +274,8 @@ async def test_what_an_application_writes_stays_over_another_version_and_back(ma
     assert (await page(php, "/", PHP_PORT)).body == b"2"
 
 
-async def test_stopping_ends_everything(proxy, php):
-    pids = [agent.host.engines.pid(name) for agent in (proxy, php) for name in agent.host.engines._engines]
+async def test_stopping_ends_everything(proxy: ProxyAgent, php: PhpAgent) -> None:
+    pids = [*engine_pids(proxy).values(), *engine_pids(php).values()]
     assert len(pids) == 3
     await proxy.stop(5)
     await php.stop(5)
@@ -280,7 +289,9 @@ async def test_stopping_ends_everything(proxy, php):
 # -- sessions -------------------------------------------------------------------------------------------------------
 
 
-async def test_sessions_are_shared_and_outlive_their_store(machines, php, proxy):
+async def test_sessions_are_shared_and_outlive_their_store(
+    machines: Machines, php: PhpAgent, proxy: ProxyAgent
+) -> None:
     store = machines.agent(SessionsAgent, "manager")
     await store.apply(SessionsConfig.model_validate(PASSWORD))
     config = PhpConfig.model_validate(
@@ -301,7 +312,7 @@ async def test_sessions_are_shared_and_outlive_their_store(machines, php, proxy)
     assert (await page(proxy, "/visits.php", headers=cookie)).body == b"8"
 
 
-async def test_the_session_store_wants_its_password(machines):
+async def test_the_session_store_wants_its_password(machines: Machines) -> None:
     store = machines.agent(SessionsAgent, "manager")
     await store.apply(SessionsConfig.model_validate(PASSWORD))
     reader, writer = await asyncio.open_connection(address(store), SESSIONS_PORT)
@@ -315,7 +326,9 @@ async def test_the_session_store_wants_its_password(machines):
 # -- nothing is lost ------------------------------------------------------------------------------------------------
 
 
-async def test_backends_come_and_go_without_a_failed_request(machines, proxy, php):
+async def test_backends_come_and_go_without_a_failed_request(
+    machines: Machines, proxy: ProxyAgent, php: PhpAgent
+) -> None:
     others = [machines.agent(PhpAgent, f"php-{number}") for number in (2, 3)]
     config = PhpConfig(code=machines.code(ONE))
     async with Load(address(proxy), HTTP_PORT, ["/", "/slow.php?ms=100"]) as load:
@@ -334,7 +347,9 @@ async def test_backends_come_and_go_without_a_failed_request(machines, proxy, ph
     }
 
 
-async def test_code_is_switched_without_a_failed_or_mixed_answer(machines, proxy, php):
+async def test_code_is_switched_without_a_failed_or_mixed_answer(
+    machines: Machines, proxy: ProxyAgent, php: PhpAgent
+) -> None:
     one, two = machines.code(ONE), machines.code(TWO)
     good = {b"version one", b"version two"}
     async with Load(address(proxy), HTTP_PORT, good=lambda reply: reply.status == 200 and reply.body in good) as load:
@@ -348,7 +363,9 @@ async def test_code_is_switched_without_a_failed_or_mixed_answer(machines, proxy
     assert (await page(php, "/", PHP_PORT)).body == b"version two"
 
 
-async def test_new_files_are_found_and_old_ones_served_by_web_servers_through_a_switch(machines, proxy, php):
+async def test_new_files_are_found_and_old_ones_served_by_web_servers_through_a_switch(
+    machines: Machines, proxy: ProxyAgent, php: PhpAgent
+) -> None:
     one, two = machines.code(ONE), machines.code(TWO)
     web = machines.agent(WebAgent, "web-1")
     await web.apply(WebConfig(code=one))
@@ -363,9 +380,11 @@ async def test_new_files_are_found_and_old_ones_served_by_web_servers_through_a_
     assert "new.css web" in (await haproxy.command(proxy.host.directory, "show map static.map"))
 
 
-async def test_settings_change_without_a_failed_request_also_of_long_scripts(machines, proxy, php):
+async def test_settings_change_without_a_failed_request_also_of_long_scripts(
+    machines: Machines, proxy: ProxyAgent, php: PhpAgent
+) -> None:
     code = machines.code(ONE)
-    async with Load(address(proxy), HTTP_PORT, ["/", "/slow.php?ms=1500"], clients=8) as load:
+    async with Load(address(proxy), HTTP_PORT, ["/", "/slow.php?ms=700"], clients=8) as load:
         for memory in ("64M", "256M"):
             await php.apply(PhpConfig(code=code, memory_limit=memory))
             limit = (await page(php, "/ini.php?name=memory_limit", PHP_PORT)).body
@@ -374,33 +393,35 @@ async def test_settings_change_without_a_failed_request_also_of_long_scripts(mac
 
     assert not load.failures
     assert len(list((php.host.directory / "fpm").glob("*.conf"))) == 1
-    assert len(php.host.engines._engines) == 2
+    assert len(engine_pids(php)) == 2
 
 
-async def test_a_killed_backend_costs_no_request_and_is_out_within_two_seconds(machines, proxy, php):
+async def test_a_killed_backend_costs_no_request_and_is_out_within_two_seconds(
+    machines: Machines, proxy: ProxyAgent, php: PhpAgent
+) -> None:
     other = machines.agent(PhpAgent, "php-2")
     await other.apply(PhpConfig(code=machines.code(ONE)))
     await behind(proxy, php=[php, other])
     async with Load(address(proxy), HTTP_PORT) as load:
-        for name in list(other.host.engines._engines):
-            other.host.engines._engines[name].wanted = False  # as if its whole machine were gone
-            kill_engine(other, name)
+        kill_machine(other)
         await until(lambda: _down(proxy, "php-2"), within_s=2)
 
     assert not load.failures
 
 
-async def _down(proxy, name):
+async def _down(proxy: ProxyAgent, name: str) -> bool:
     rows = await haproxy.counters(proxy.host.directory)
     return next(row["status"] for row in rows if row["svname"] == name).startswith("DOWN")
 
 
 @pytest.mark.parametrize("engine", ["nginx", "fpm"])
-async def test_a_killed_engine_comes_back_and_costs_no_request(machines, proxy, php, engine):
+async def test_a_killed_engine_comes_back_and_costs_no_request(
+    machines: Machines, proxy: ProxyAgent, php: PhpAgent, engine: str
+) -> None:
     other = machines.agent(PhpAgent, "php-2")
     await other.apply(PhpConfig(code=machines.code(ONE)))
     await behind(proxy, php=[php, other])
-    name = next(name for name in other.host.engines._engines if name.startswith(engine))
+    name = next(name for name in engine_pids(other) if name.startswith(engine))
     async with Load(address(proxy), HTTP_PORT) as load:
         kill_engine(other, name)
         await until(lambda: _healthy(other))
@@ -408,7 +429,7 @@ async def test_a_killed_engine_comes_back_and_costs_no_request(machines, proxy, 
     assert not load.failures
 
 
-async def test_a_busy_backend_is_not_taken_for_a_dead_one(machines, proxy, php):
+async def test_a_busy_backend_is_not_taken_for_a_dead_one(machines: Machines, proxy: ProxyAgent, php: PhpAgent) -> None:
     async with asyncio.TaskGroup() as group:
         slow = [group.create_task(page(proxy, "/slow.php?ms=2500")) for _ in range(24)]
     assert [task.result().status for task in slow] == [200] * 24
@@ -416,7 +437,9 @@ async def test_a_busy_backend_is_not_taken_for_a_dead_one(machines, proxy, php):
     assert [row["chkdown"] for row in rows if row["svname"] == "php-1"] == ["0"]
 
 
-async def test_a_backend_that_leaves_finishes_what_it_has_begun(machines, proxy, php):
+async def test_a_backend_that_leaves_finishes_what_it_has_begun(
+    machines: Machines, proxy: ProxyAgent, php: PhpAgent
+) -> None:
     other = machines.agent(PhpAgent, "php-2")
     await other.apply(PhpConfig(code=machines.code(ONE)))
     await behind(proxy, php=[other])
@@ -428,7 +451,9 @@ async def test_a_backend_that_leaves_finishes_what_it_has_begun(machines, proxy,
     assert slow.result().body == b"slept"
 
 
-async def test_a_restarted_proxy_agent_and_a_crashed_haproxy_agree_with_the_configuration(machines, proxy, php):
+async def test_a_restarted_proxy_agent_and_a_crashed_haproxy_agree_with_the_configuration(
+    machines: Machines, proxy: ProxyAgent, php: PhpAgent
+) -> None:
     other = machines.agent(PhpAgent, "php-2")
     await other.apply(PhpConfig(code=machines.code(ONE)))
     await behind(proxy, php=[php, other])
@@ -436,7 +461,7 @@ async def test_a_restarted_proxy_agent_and_a_crashed_haproxy_agree_with_the_conf
     await until(lambda: _healthy(proxy))
     assert set(await haproxy.servers(proxy.host.directory)) == {("php", "php-1"), ("php", "php-2")}
 
-    proxy.host.engines.close()
+    machines.end_agent(proxy)
     again = machines.agent(ProxyAgent, "proxy-1", address(proxy))
     await behind(again, php=[other])
     assert set(await haproxy.servers(again.host.directory)) == {("php", "php-2")}
@@ -445,7 +470,7 @@ async def test_a_restarted_proxy_agent_and_a_crashed_haproxy_agree_with_the_conf
 # -- metrics --------------------------------------------------------------------------------------------------------
 
 
-async def test_metrics_tell_rates_errors_and_times(proxy):
+async def test_metrics_tell_rates_errors_and_times(proxy: ProxyAgent) -> None:
     await proxy.metrics()
     for path in ["/"] * 20 + ["/broken.php"] * 2 + ["/slow.php?ms=300"] * 2:
         await page(proxy, path)
@@ -462,7 +487,7 @@ async def test_metrics_tell_rates_errors_and_times(proxy):
 
 
 @pytest.mark.skipif(not Path("/usr/share/adminer").is_dir(), reason="adminer is not installed")
-async def test_adminer_runs_unmodified(machines, proxy, php):
+async def test_adminer_runs_unmodified(machines: Machines, proxy: ProxyAgent, php: PhpAgent) -> None:
     code = machines.tree("/usr/share/adminer")
     web = machines.agent(WebAgent, "web-1")
     await asyncio.gather(php.apply(PhpConfig(code=code)), web.apply(WebConfig(code=code)))
@@ -475,7 +500,7 @@ async def test_adminer_runs_unmodified(machines, proxy, php):
 
 
 @pytest.mark.skipif(not Path("/usr/share/dokuwiki").is_dir(), reason="dokuwiki is not installed")
-async def test_a_page_is_written_and_read_in_dokuwiki(machines, proxy, php):
+async def test_a_page_is_written_and_read_in_dokuwiki(machines: Machines, proxy: ProxyAgent, php: PhpAgent) -> None:
     """As its authors ship it: configuration and data inside the code, an application that writes files and sessions."""
     config = PhpConfig(code=dokuwiki(machines))
     await php.apply(config)
@@ -497,7 +522,7 @@ async def test_a_page_is_written_and_read_in_dokuwiki(machines, proxy, php):
     assert (await page(proxy, "/lib/images/license/button/cc-by-sa.png")).status == 200
 
 
-def dokuwiki(machines):
+def dokuwiki(machines: Machines) -> str:
     """Undo what Debian does to DokuWiki: it spreads it over the machine."""
     code = machines.tree("/usr/share/dokuwiki")
     folder = machines.directory / "unpacked" / code
