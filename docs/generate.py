@@ -309,9 +309,9 @@ def settings_page() -> str:
         HEAD,
         "# Settings of the director\n",
         (
-            "They are read from `director.toml` in the data folder (or the file that `--settings` names), then from the\n"
-            "environment as `CONPAAS_` and the setting's name in capitals, then from the options of\n"
-            "`conpaas run director`; the last one wins.\n"
+            "They are read from `director.toml` in the data folder (or the file that `--settings` names), "
+            "then from the environment as `CONPAAS_` and the setting's name in capitals, "
+            "then from the options of `conpaas run director`; the last one wins.\n"
             "Names that end in `_s` are in seconds, those that end in `_bytes` in bytes.\n"
             "Settings of clouds are in [clouds.md](clouds.md).\n"
         ),
@@ -362,7 +362,7 @@ def errors_page() -> str:
         "# Errors\n",
         (
             "Every expected error has a code, a status, the value that is wrong, and a hint what to do next.\n"
-            "On the wire it is an RFC 9457 problem document (`application/problem+json`) with the members\n"
+            "On the wire it is an RFC 9457 problem document (`application/problem+json`) with the members "
             "`type`, `title`, `status`, `detail`, `code`, `value` and `hint`; the SDK raises the class again.\n"
             "What to do about each is told in [operating.md](../operating.md#troubleshooting-by-error-code).\n"
         ),
@@ -386,7 +386,7 @@ def states_page() -> str:
         (
             HEAD,
             "# States\n",
-            "One function moves (`conpaas.core.states.check_move`); a service's moves are recorded, with reason and actor.\n",
+            "One function moves: `conpaas.core.states.check_move`.\nWho calls it records time, reason and actor.\n",
             "## Services\n",
             chart(SERVICE_MOVES, first=ServiceState.INIT),
             f"{transient} are transient: something is under way.\n",
@@ -458,8 +458,8 @@ def clouds_page() -> str:
         HEAD,
         "# Clouds\n",
         (
-            "A cloud is a table `[clouds.NAME]` of the director's settings: `driver` names the kind, `title` what people\n"
-            "see, and the rest is the driver's own.\n"
+            "A cloud is a table `[clouds.NAME]` of the director's settings: "
+            "`driver` names the kind, `title` what people see, and the rest is the driver's own.\n"
             "[adding-a-cloud.md](../adding-a-cloud.md) tells how to write a driver.\n"
         ),
         '```toml\n[clouds.local]\ndriver = "local"\nmax_instances = 32\n```\n',

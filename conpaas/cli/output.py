@@ -90,7 +90,7 @@ class Output:
         if not sys.stderr.isatty():
             yield _Lines(title)
             return
-        with _bar(TextColumn("{task.fields[message]}"), TimeElapsedColumn()) as bar:
+        with _bar(TextColumn("{task.fields[message]}", markup=False), TimeElapsedColumn()) as bar:
             task = bar.add_task(title, total=None, message="")
             yield lambda operation: _advance(bar, task, operation)
 
@@ -100,7 +100,7 @@ class Output:
         if not sys.stderr.isatty():
             yield None
             return
-        with _bar(TextColumn("{task.fields[size]}"), TimeElapsedColumn()) as bar:
+        with _bar(TextColumn("{task.fields[size]}", markup=False), TimeElapsedColumn()) as bar:
             task = bar.add_task(title, total=None, size="")
             yield lambda sent, total: bar.update(task, completed=sent, total=total, size=units.show_size(sent))
 
@@ -140,14 +140,13 @@ class _Lines:
         self._said = ""
 
     def __call__(self, operation: OperationView) -> None:
-        text = operation.message or operation.state.lower()
-        if text != self._said:
-            click.echo(f"{self._title}: {text}", err=True)
-        self._said = text
+        if operation.message not in {"", self._said}:
+            click.echo(f"{self._title}: {operation.message}", err=True)
+        self._said = operation.message
 
 
 def _bar(*more: Any) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), *more)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), *more)
     return Progress(*columns, console=Console(file=sys.stderr), transient=True)
 
 

@@ -89,7 +89,7 @@ def _show(out: Output, demo: Demo, started: Started, service: ServiceView) -> No
 
 def _example() -> Path:
     """Return the sample application: the installed package's own copy, or the checkout's."""
-    for place in (_PACKAGE / "cli" / "guestbook", _PACKAGE.parent / "examples" / "guestbook"):
+    for place in (_PACKAGE / "examples" / "guestbook", _PACKAGE.parent / "examples" / "guestbook"):
         if place.is_dir():
             return place
     raise NotFoundError("the sample application is not installed", hint="name its folder by --example")

@@ -1,5 +1,6 @@
 """Creating, changing and ending services."""
 
+import json
 from typing import IO
 
 import click
@@ -147,7 +148,7 @@ def _show_settings(session: Session, service: ServiceView) -> None:
     if session.out.as_json:
         session.out.document(service.wanted.settings)
     for key, value in service.wanted.settings.items():
-        session.out.say(f"{key}={value}")
+        session.out.say(f"{key}={value if isinstance(value, str) else json.dumps(value)}")
 
 
 def _show_scripts(session: Session, start: str, stop: str) -> None:

@@ -29,9 +29,11 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
     """Return what processes of an instance find in their environment: nothing of ours but where programs are."""
     path = os.pathsep.join(machine.search_path())
     found = {"PATH": path, "LANG": "C.UTF-8", "USER": init.DAEMON_USER, **extra}
-    package = Path(conpaas.__file__).parents[1]
-    if str(package) not in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
-        found["PYTHONPATH"] = str(package)  # we run from a source tree
+    package = str(Path(conpaas.__file__).parents[1])
+    libraries = [os.environ.get("PYTHONPATH", "")]
+    if package not in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        libraries.append(package)  # we run from a source tree
+    found["PYTHONPATH"] = os.pathsep.join(filter(None, libraries))
     return found
 
 

@@ -133,7 +133,7 @@ class Supervisor:
     def _start(self, spec: EngineSpec, before: _Engine | None) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
         self._logs.mkdir(parents=True, exist_ok=True)
-        env = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", **spec.env}
+        env = {"LANG": "C.UTF-8", **os.environ, **spec.env}  # ours is clean, and marks the instance
         pid = run.spawn(spec.argv, cwd=spec.directory, env=env, log=self._logs / f"{spec.name}.out")
         engine = _Engine(spec, pid, run.start_time(pid) or 0, asyncio.get_running_loop().time())
         if before is not None:

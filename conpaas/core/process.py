@@ -6,6 +6,7 @@ runs is *cut off*, a second signal *aborts* at once. Resources close in reverse 
 
 import asyncio
 import contextlib
+import logging
 import signal
 import ssl
 from abc import ABC, abstractmethod
@@ -17,6 +18,7 @@ from typing import Any, ClassVar
 
 import structlog
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_urldispatcher import AbstractRuleMatching, MatchedSubAppResource
 
 from conpaas.core import rpc, tasks
@@ -113,12 +115,14 @@ class _Front:
     """The ports of one process, and the calls under way on all of them."""
 
     def __init__(self, stop_timeout_s: float) -> None:
+        logging.getLogger("aiohttp.server").addFilter(_hide_garbage)
         self._stop_timeout_s = stop_timeout_s
         self._runners: list[web.AppRunner] = []
         self._listeners: list[asyncio.Server] = []
         self._calls: set[asyncio.Task[Any]] = set()
         self._streams: set[asyncio.Task[Any]] = set()
         """Those of the calls that have no end of their own."""
+        self._stopping = False
 
     async def listen(self, site: Site) -> int:
         """Serve `site`; return its port."""
@@ -161,6 +165,7 @@ class _Front:
                 await runner.cleanup()
 
     async def _finish(self) -> None:
+        self._stopping = True
         for listener in self._listeners:
             listener.close()
         await SYSTEM_CLOCK.sleep(0)  # what has just been accepted is a call under way
@@ -181,13 +186,25 @@ class _Front:
             task.set_name(f"{request.method} {request.path}")
             self._calls.add(task)  # until its answer is written, which is after the handler
             task.add_done_callback(self._calls.discard)
-        return await handler(request)
+        response = await handler(request)
+        if self._stopping:
+            response.force_close()  # a connection made in the last moment takes no second call
+        return response
 
     async def _note_stream(self, _: web.Request, response: web.StreamResponse) -> None:
         task = asyncio.current_task()
         if task is not None and response.content_type == "text/event-stream":
             self._streams.add(task)
             task.add_done_callback(self._streams.discard)
+
+
+def _hide_garbage(record: logging.LogRecord) -> bool:
+    """Keep a client that speaks no HTTP from filling the log with stack traces; it has got its 400."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, HttpProcessingError):
+        log.debug("garbage", error=str(error.message)[:100])
+        return False
+    return True
 
 
 def _server(runner: web.AppRunner) -> web.Server:

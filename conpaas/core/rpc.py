@@ -6,6 +6,7 @@ travel as RFC 9457 problem documents. Knows nothing of what the commands do.
 
 import asyncio
 import contextlib
+import io
 import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -37,6 +38,13 @@ CallerT_co = TypeVar("CallerT_co", covariant=True)
 Q = TypeVar("Q", bound=Message)
 MAX_BODY = 1 << 20
 """Bytes of a JSON body; uploads are streams with limits of their own."""
+SILENCE_S = 30.0
+"""How long a JSON body, or the next piece of an upload, may take to come."""
+BUFFER_BYTES = 64 * 1024
+EVENT_BYTES = 4 * 1024 * 1024
+"""Bytes of one server-sent event: a line that must fit the buffer."""
+SILENT_S = 45.0
+"""Seconds after which a stream of events without as much as a heartbeat is taken for dead."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class Call(Generic[CallerT]):
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield the body of an upload as it comes; a connection cut half way is a BadInputError."""
         try:
-            async for chunk in self.http.content.iter_chunked(1 << 18):
+            while chunk := await _heard(self.http.content.read(1 << 18)):
                 yield chunk
         except (aiohttp.ClientError, ConnectionError, aiohttp.http_exceptions.HttpProcessingError) as exc:
             raise BadInputError("the upload was cut off", hint="send it again") from exc
@@ -101,13 +109,25 @@ def reply(message: Message, *, status: int = 200) -> web.Response:
 
 
 async def _read_body(kind: type[Message], request: web.Request) -> Message:
-    if request.content_length is not None and request.content_length > MAX_BODY:
-        raise TooLargeError(f"the request has {request.content_length} bytes, at most {MAX_BODY} are taken")
-    raw = await request.read()
+    _check_size(request.content_length or 0)
+    raw = await _heard(request.read())
     try:
         return kind.model_validate_json(raw or b"{}")
     except ValidationError as exc:
         raise bad_input(exc) from exc
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_BODY:
+        raise TooLargeError(f"the request has {size} bytes, at most {MAX_BODY} are taken", value=size)
+
+
+async def _heard(reading: Awaitable[bytes]) -> bytes:
+    try:
+        async with asyncio.timeout(SILENCE_S):
+            return await reading
+    except TimeoutError as exc:
+        raise BadInputError(f"the rest did not come within {SILENCE_S:g} s", hint="send it again") from exc
 
 
 def _read_query(kind: type[Message], request: web.Request) -> Message:
@@ -121,12 +141,17 @@ def bad_input(exc: ValidationError) -> BadInputError:
     """Say in one sentence what a validation found: the first field, its value, and how many more."""
     errors = exc.errors(include_url=False, include_context=False)
     first = errors[0]
-    place = ".".join(str(part) for part in first["loc"]) or "the request"
+    place = ".".join(str(part) for part in first["loc"])[:100]
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     value = first.get("input")
     secret = any(word in place.lower() for word in ("password", "secret", "token", "old", "new"))
-    shown = None if secret or isinstance(value, dict | list | tuple) else value
-    return BadInputError(f"{place}: {first['msg']}{more}", value=shown, hint=f"correct '{place}' and send it again")
+    whole = not place or isinstance(value, dict | list | tuple)  # there may be a secret somewhere in it
+    place = place or "the request"
+    return BadInputError(
+        f"{place}: {first['msg']}{more}",
+        value=None if secret or whole else value,
+        hint=f"correct '{place}' and send it again",
+    )
 
 
 @web.middleware
@@ -284,10 +309,11 @@ class Client:
         headers: Mapping[str, str] | None,
         params: Mapping[str, str],
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        payload: Any = data
+        payload: Any = io.BytesIO(data) if isinstance(data, bytes) else data
         all_headers = dict(headers or {})
         if body is not None:
             payload = body.model_dump_json(context={"reveal": True}, exclude_unset=True).encode()
+            _check_size(len(payload))
             all_headers["Content-Type"] = "application/json"
         total = endpoint.timeout_s if timeout_s is None else timeout_s
         words = (
@@ -302,14 +328,19 @@ class Client:
                 data=payload,
                 headers=all_headers,
                 server_hostname=self.server_hostname,
-                timeout=aiohttp.ClientTimeout(total=total or None, sock_connect=min(5.0, total or 5.0)),
+                timeout=aiohttp.ClientTimeout(
+                    total=total or None, sock_connect=min(5.0, total or 5.0), sock_read=None if total else SILENT_S
+                ),
+                read_bufsize=BUFFER_BYTES if total else EVENT_BYTES,
                 allow_redirects=False,
             ) as response:
                 if response.status >= 400:
                     raise await _error_of(response)
                 yield response
         except TimeoutError as exc:
-            raise DeadlineError(f"{endpoint.method} {url}: no answer within {total:g} s", value=url) from exc
+            raise DeadlineError(
+                f"{endpoint.method} {url}: no answer within {total or SILENT_S:g} s", value=url
+            ) from exc
         except (aiohttp.ClientError, OSError) as exc:
             raise PeerError(f"{endpoint.method} {url}: {str(exc) or type(exc).__name__}", value=url) from exc
 

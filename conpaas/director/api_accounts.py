@@ -151,7 +151,7 @@ class AccountsApi:
             .limit(paging.limit + 1)
         )
         async with self._db.read() as session:
-            owners = dict((await session.execute(query)).tuples().all())
+            owners = dict((await session.execute(query)).all())
         shown, following = views.page(list(owners), paging)
         return public.InstanceRows(
             items=tuple(
@@ -176,7 +176,7 @@ class AccountsApi:
             .group_by(Instance.cloud)
         )
         async with self._db.read() as session:
-            counts = dict((await session.execute(query)).tuples().all())
+            counts = dict((await session.execute(query)).all())
         return public.Clouds(
             items=tuple(
                 public.CloudView(

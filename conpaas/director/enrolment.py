@@ -76,7 +76,7 @@ class Trust:
         if now < self._renew_own_at:
             return
         key, csr = tls.make_key_and_csr()
-        certificate = self.authority.sign(csr, self.identity, lifetime_s=self._settings.certificate_s)
+        certificate = self.authority.sign(csr, self.identity, lifetime_s=self._settings.certificate_s, now=now)
         files.write_atomically(self._key, key, mode=0o600)
         files.write_atomically(self._certificate, certificate)
         for context in self._contexts:  # new connections show the new one
@@ -98,7 +98,7 @@ class Trust:
     def sign(self, csr: str, whom: Identity) -> Certificate:
         """Return a certificate for the key of `csr`."""
         life_s = self._settings.certificate_s
-        pem = self.authority.sign(csr.encode(), whom, lifetime_s=life_s)
+        pem = self.authority.sign(csr.encode(), whom, lifetime_s=life_s, now=self._clock.now())
         return Certificate(certificate=pem.decode(), renew_in_s=life_s * RENEW_AT)
 
 

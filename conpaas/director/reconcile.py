@@ -102,7 +102,12 @@ class Reconciler:
             query = select(Instance).where(Instance.service_id == service_id, Instance.kind == "manager")
             newest = await session.scalar(query.order_by(Instance.seq.desc()).limit(1))
             pause = timedelta(seconds=self._settings.manager_retry_s)
-            in_vain = newest is not None and newest.booted is None and now - newest.created < pause
+            in_vain = (
+                newest is not None
+                and newest.booted is None
+                and now - newest.created < pause
+                and newest.created >= service.since  # else somebody has asked anew
+            )
             if service.epoch != epoch or service.ending or in_vain:
                 return
             service.epoch += 1

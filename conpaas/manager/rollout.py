@@ -29,7 +29,7 @@ from conpaas.core.roles import Roles
 from conpaas.core.service import MANAGER, Assignment, Node, Planner, Situation, Stage, Step
 from conpaas.core.states import NodeState, ServiceState
 from conpaas.core.timings import Timings
-from conpaas.manager.nodes import Handle, Nodes
+from conpaas.manager.nodes import ENDED, Handle, Nodes
 
 log = structlog.get_logger()
 
@@ -89,7 +89,7 @@ class Rollout:
         """Go as far as is possible now; return whether all is as wanted."""
         record = await self.read()
         roles = record.wanted.roles if record.wanted.running else {}
-        await self._give_back_lost()
+        await self._delete_ended()
         plan = self._planner.assign(roles, [handle.node() for handle in self._nodes.living()])
         self._note(record, plan)
         if plan.missing:
@@ -121,9 +121,10 @@ class Rollout:
         if refused:
             self.progress.reason = f"{len(refused)} of {count} nodes refused: {refused[0].reason}"
 
-    async def _give_back_lost(self) -> None:
-        lost = [handle for handle in self._nodes.handles.values() if handle.state is NodeState.LOST]
-        await asyncio.gather(*(self._delete(handle, failed=True) for handle in lost))
+    async def _delete_ended(self) -> None:
+        """Give back the lost, and those that an earlier round could not give back."""
+        ended = [handle for handle in self._nodes.handles.values() if handle.state in ENDED]
+        await asyncio.gather(*(self._delete(one, failed=one.state is NodeState.LOST) for one in ended))
 
     async def _give_back(self, handle: Handle) -> None:
         if handle.usable:

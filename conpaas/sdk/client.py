@@ -63,9 +63,11 @@ async def connect(
 async def login(url: str, username: str, password: str, *, tls: ssl.SSLContext | None = None) -> Session:
     """Return a session of the director at `url`.
 
-    session = await login(url, "ada", password)
-    async with connect(url, session.token.get_secret_value()) as conpaas:
-        print((await conpaas.me()).credits)
+    Raises NotAuthenticatedError for a wrong user name or password.
+
+        session = await login(url, "ada", password)
+        async with connect(url, session.token.get_secret_value()) as conpaas:
+            print((await conpaas.me()).credits)
     """
     async with connect(url, tls=tls) as conpaas:
         return await conpaas.login(username, password)

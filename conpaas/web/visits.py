@@ -71,17 +71,20 @@ class Visit:
         return hmac.compare_digest(self.csrf.encode(), token.encode())
 
 
+_VISIT = web.RequestKey("visit", Visit)
+
+
 def of(request: web.Request) -> Visit:
     """Return who sent the request."""
-    visit = request.get("visit")
-    if not isinstance(visit, Visit):
+    visit = request.get(_VISIT)
+    if visit is None:
         stranger = request.cookies.get(_cookie(request, "visitor"), "")
         visit = Visit(
             token=request.cookies.get(_cookie(request, "session"), ""),
             stranger=stranger or ids.new_secret(),
             new=not stranger,
         )
-        request["visit"] = visit
+        request[_VISIT] = visit
     return visit
 
 

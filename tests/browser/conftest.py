@@ -58,7 +58,7 @@ class Stage:
         await page.fill("#login-name", "ada")
         await page.fill("#login-password", "right password")
         await page.click("#login button.primary")
-        await page.wait_for_url(f"**{path}")
+        await page.wait_for_url(f"{self.url}{path}")
         return page
 
     async def listening(self) -> None:
@@ -83,7 +83,7 @@ async def api() -> FakeApi:
 @pytest.fixture
 async def url(api: FakeApi) -> AsyncIterator[str]:
     director = FakeDirector(api)
-    task = asyncio.create_task(director.run())
+    task = asyncio.create_task(director.run(signals=False))
     ready = asyncio.create_task(director.ready.wait())
     await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
     yield director.url

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from playwright.async_api import Browser, async_playwright
 
+from conpaas import sdk
 from conpaas.director.app import Director
 from conpaas.director.settings import DirectorSettings
 from conpaas.web import app as ui
@@ -48,7 +49,7 @@ async def running(directory: Path, *, block: str = "127.143.0.0/24", **settings:
         **settings,
     )
     director = Director(chosen, ui.create)
-    task = asyncio.create_task(director.run())
+    task = asyncio.create_task(director.run(signals=False))
     ready = asyncio.create_task(director.ready.wait())
     await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
     if not director.ready.is_set():
@@ -64,20 +65,15 @@ async def running(directory: Path, *, block: str = "127.143.0.0/24", **settings:
 
 async def _end_services(director: Director) -> None:
     """Terminate every service and wait until its instances are gone."""
-    async with asyncio.timeout(END_TIMEOUT_S):
-        session = await _login(director.url)
-        async with session as api:
-            for service in await api.services():
-                await api.terminate(service.id)
-            while await api.services():
-                await asyncio.sleep(0.1)
-
-
-async def _login(url: str) -> Any:
-    from conpaas import sdk
-
-    session = await sdk.login(url, ADMIN, PASSWORD)
-    return sdk.connect(url, session.token.get_secret_value())
+    session = await sdk.login(director.url, ADMIN, PASSWORD)
+    async with (
+        asyncio.timeout(END_TIMEOUT_S),
+        sdk.connect(director.url, session.token.get_secret_value()) as api,
+    ):
+        for service in await api.services():
+            await api.terminate(service.id)
+        while await api.services():
+            await asyncio.sleep(0.1)
 
 
 @asynccontextmanager
@@ -85,8 +81,5 @@ async def chromium() -> AsyncIterator[Browser]:
     """Run a headless browser until the end of the block."""
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_ARGUMENTS))
-        try:
-            yield browser
-        finally:
-            with suppress(Exception):
-                await browser.close()
+        yield browser
+        await browser.close()

@@ -139,7 +139,7 @@ async def test_a_bad_number_of_instances_is_answered_in_the_dialog(stage: Stage,
     await page.get_by_label("no. of instances (e.g. +1, -2)").fill(word)
     await page.keyboard.press("Enter")
     await expect(page.locator("#role-error")).to_contain_text(answer)
-    await page.get_by_role("button", name="Cancel").click()
+    await page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
     await expect(page.get_by_role("button", name="submit")).to_be_disabled()
 
 
@@ -254,7 +254,7 @@ async def test_the_charts_show_the_service_and_each_node(stage: Stage) -> None:
 
 async def test_a_token_is_shown_once(stage: Stage) -> None:
     page = await stage.visit("/account")
-    await page.get_by_label("new token").fill("ci")
+    await page.get_by_label("new token", exact=True).fill("ci")
     await page.get_by_role("button", name="create token").click()
     await expect(page.get_by_role("dialog")).to_contain_text("conpaas-secret-once")
     await page.get_by_role("button", name="done").click()

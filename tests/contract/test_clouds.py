@@ -44,20 +44,20 @@ async def make(cloud: Cloud, token: str = "i-one") -> Vm:
     return await running(cloud, await cloud.create(request(token)))
 
 
-async def test_an_instance_comes_up_with_an_address_and_its_token(cloud):
+async def test_an_instance_comes_up_with_an_address_and_its_token(cloud: Cloud) -> None:
     vm = await make(cloud)
 
     assert vm.token == "i-one"
     assert [(seen.id, seen.token, seen.address) for seen in await cloud.list()] == [(vm.id, "i-one", vm.address)]
 
 
-async def test_instances_have_different_addresses(cloud):
+async def test_instances_have_different_addresses(cloud: Cloud) -> None:
     first, second = await make(cloud, "i-one"), await make(cloud, "i-two")
 
     assert first.address != second.address
 
 
-async def test_the_same_token_gives_the_same_instance(cloud):
+async def test_the_same_token_gives_the_same_instance(cloud: Cloud) -> None:
     first = await cloud.create(request("i-one"))
     second = await cloud.create(request("i-one"))
 
@@ -65,7 +65,7 @@ async def test_the_same_token_gives_the_same_instance(cloud):
     assert len(await cloud.list()) == 1
 
 
-async def test_the_same_token_gives_the_same_instance_when_asked_for_at_once(account, cloud):
+async def test_the_same_token_gives_the_same_instance_when_asked_for_at_once(account: Harness, cloud: Cloud) -> None:
     other = account.open()
     vms = await asyncio.gather(*(driver.create(request("i-one")) for driver in (cloud, other, cloud, other)))
     await other.close()
@@ -74,7 +74,7 @@ async def test_the_same_token_gives_the_same_instance_when_asked_for_at_once(acc
     assert len(await cloud.list()) == 1
 
 
-async def test_instances_can_be_made_at_once(account, cloud):
+async def test_instances_can_be_made_at_once(account: Harness, cloud: Cloud) -> None:
     tokens = [f"i-{number}" for number in range(account.quota)]
     vms = await asyncio.gather(*(cloud.create(request(token)) for token in tokens))
 
@@ -82,7 +82,7 @@ async def test_instances_can_be_made_at_once(account, cloud):
     assert sorted(vm.token for vm in await cloud.list()) == sorted(tokens)
 
 
-async def test_an_instance_outlives_the_driver_that_made_it(account):
+async def test_an_instance_outlives_the_driver_that_made_it(account: Harness) -> None:
     first = account.open()
     vm = await make(first)
     await first.close()
@@ -95,7 +95,7 @@ async def test_an_instance_outlives_the_driver_that_made_it(account):
     await second.close()
 
 
-async def test_a_cancelled_create_leaves_nothing_that_cannot_be_found(account, cloud):
+async def test_a_cancelled_create_leaves_nothing_that_cannot_be_found(account: Harness, cloud: Cloud) -> None:
     for wait_s in (0, 0.001, 0.003, 0.01):
         creating = asyncio.create_task(cloud.create(request("i-one")))
         await asyncio.wait([creating], timeout=wait_s)
@@ -107,7 +107,7 @@ async def test_a_cancelled_create_leaves_nothing_that_cannot_be_found(account, c
         assert await account.leftovers() == []
 
 
-async def test_a_deleted_instance_is_gone_and_leaves_nothing(account, cloud):
+async def test_a_deleted_instance_is_gone_and_leaves_nothing(account: Harness, cloud: Cloud) -> None:
     vm = await make(cloud)
     await cloud.delete(vm.id)
 
@@ -116,7 +116,7 @@ async def test_a_deleted_instance_is_gone_and_leaves_nothing(account, cloud):
     assert await account.leftovers() == []
 
 
-async def test_deleting_twice_or_at_once_is_fine(account, cloud):
+async def test_deleting_twice_or_at_once_is_fine(account: Harness, cloud: Cloud) -> None:
     vm = await make(cloud)
     await asyncio.gather(cloud.delete(vm.id), cloud.delete(vm.id))
     await cloud.delete(vm.id)
@@ -124,12 +124,12 @@ async def test_deleting_twice_or_at_once_is_fine(account, cloud):
     assert await account.leftovers() == []
 
 
-async def test_an_unknown_instance_is_gone_and_can_be_deleted(cloud):
+async def test_an_unknown_instance_is_gone_and_can_be_deleted(cloud: Cloud) -> None:
     assert (await cloud.describe("i-unknown")).state is VmState.GONE
     await cloud.delete("i-unknown")
 
 
-async def test_an_instance_can_be_deleted_while_it_is_made(account, cloud):
+async def test_an_instance_can_be_deleted_while_it_is_made(account: Harness, cloud: Cloud) -> None:
     vm = await cloud.create(request("i-one"))
     await cloud.delete(vm.id)
 
@@ -137,7 +137,7 @@ async def test_an_instance_can_be_deleted_while_it_is_made(account, cloud):
     assert await account.leftovers() == []
 
 
-async def test_a_dead_instance_is_failed_with_a_reason_until_it_is_deleted(account, cloud):
+async def test_a_dead_instance_is_failed_with_a_reason_until_it_is_deleted(account: Harness, cloud: Cloud) -> None:
     vm = await make(cloud)
     await account.kill(vm.id)
 
@@ -150,7 +150,7 @@ async def test_a_dead_instance_is_failed_with_a_reason_until_it_is_deleted(accou
     assert await account.leftovers() == []
 
 
-async def test_beyond_the_quota_there_is_an_error_and_no_instance(account, cloud):
+async def test_beyond_the_quota_there_is_an_error_and_no_instance(account: Harness, cloud: Cloud) -> None:
     for number in range(account.quota):
         await cloud.create(request(f"i-{number}"))
 
@@ -159,14 +159,14 @@ async def test_beyond_the_quota_there_is_an_error_and_no_instance(account, cloud
     assert len(await cloud.list()) == account.quota
 
 
-async def test_what_was_given_back_makes_room(account, cloud):
+async def test_what_was_given_back_makes_room(account: Harness, cloud: Cloud) -> None:
     vms = [await cloud.create(request(f"i-{number}")) for number in range(account.quota)]
     await cloud.delete(vms[0].id)
 
     assert (await cloud.create(request("i-new"))).token == "i-new"
 
 
-async def test_instances_of_others_are_neither_seen_nor_touched(account, cloud):
+async def test_instances_of_others_are_neither_seen_nor_touched(account: Harness, cloud: Cloud) -> None:
     theirs = await account.make_foreign()
 
     assert await cloud.list() == []

@@ -14,7 +14,7 @@ from conpaas.core import rpc
 from conpaas.core.errors import ConflictError, NotAuthenticatedError, NotFoundError
 from conpaas.core.messages import manager, public
 from conpaas.core.messages.base import Endpoint
-from conpaas.core.messages.internal import StateHistory
+from conpaas.core.messages.internal import StateHistory, UploadQuery
 from conpaas.core.messages.model import (
     Ack,
     CodeVersionView,
@@ -72,6 +72,9 @@ class FakeApi:
         """Path, headers and body of every call that changes something."""
         self.live: list[public.Live] = []
         """What each stream of events says before it is cut off."""
+        self.silent = False
+        """Whether a stream of events then stays open and says nothing more."""
+        self.over = asyncio.Event()
         self.polls = 2
         """How often an operation is asked for before it is done."""
         self.fail_with: str | None = None
@@ -212,7 +215,7 @@ class FakeApi:
         return manager.CodeVersions(items=tuple(self.code[self._service(call).id]))
 
     async def upload_code(self, call: Call[None]) -> CodeVersionView:
-        words = call.query(public.UploadQuery)
+        words = call.query(UploadQuery)
         content = b"".join([chunk async for chunk in call.chunks()])
         version = _version(f"code-{len(self.blobs) + 1}").model_copy(
             update={"filename": words.filename, "size": len(content), "description": words.description}
@@ -265,6 +268,8 @@ class FakeApi:
         async with rpc.EventStream(call.http) as stream:
             for event in self.live:
                 await stream.send(event)
+            if self.silent:
+                await self.over.wait()
         return stream.response
 
     async def list_logs(self, call: Call[None]) -> manager.ManagerLogs:
@@ -329,6 +334,7 @@ async def serving(api: FakeApi) -> AsyncIterator[FakeApi]:
     try:
         yield api
     finally:
+        api.over.set()
         await runner.cleanup()
 
 

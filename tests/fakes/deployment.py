@@ -15,7 +15,7 @@ from aiohttp import web
 from pydantic import SecretStr
 
 from conpaas.agent.app import Agent
-from conpaas.core import rpc, tls
+from conpaas.core import keymaker, rpc, tls
 from conpaas.core.clock import SYSTEM_CLOCK
 from conpaas.core.errors import PeerError, StaleGenerationError
 from conpaas.core.identity import Identity, server_context
@@ -30,6 +30,7 @@ from conpaas.core.timings import Timings
 from conpaas.core.trust import Caller, Target
 from conpaas.manager.app import Manager
 
+assert keymaker.make  # while it is loaded, agents and managers of this process make their keys by themselves
 QUICK = Timings(
     node_boot_timeout_s=1.0,
     boot_poll_s=0.02,

@@ -61,12 +61,12 @@ class Machines:
         return sha256
 
     def tree(self, folder: str) -> str:
-        """Make a code version of a folder of this machine; return its SHA-256."""
+        """Make a code version of a folder of this machine, in English; return its SHA-256."""
         sha256 = hashlib.sha256(folder.encode()).hexdigest()
         target = self.directory / "unpacked" / sha256
         if target.exists():
             return sha256
-        shutil.copytree(folder, target, ignore=_unreadable, ignore_dangling_symlinks=True)
+        shutil.copytree(folder, target, ignore=_left_out, ignore_dangling_symlinks=True)
         return sha256
 
     async def _unpacked(self, sha256: str) -> Path:
@@ -106,10 +106,11 @@ class Machines:
 
     async def close(self) -> None:
         """Kill all engines, delete all files."""
+        for _, supervisor in self._supervisors:
+            supervisor.close()  # all of them first: one would start again what another one kills
         for folder, supervisor in self._supervisors:
             for record in folder.glob("*.json"):
                 await supervisor.stop(record.stem, number=signal.SIGKILL, timeout_s=5)
-            supervisor.close()
         for path, _, _ in os.walk(self.directory):
             Path(path).chmod(0o700)
         shutil.rmtree(self.directory)
@@ -141,5 +142,7 @@ def kill_machine(agent: RoleAgent[Any]) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def _unreadable(folder: str, names: list[str]) -> list[str]:
-    return [name for name in names if not os.access(Path(folder, name), os.R_OK)]
+def _left_out(folder: str, names: list[str]) -> list[str]:
+    """Leave out what we may not read, and translations: they are thousands of files."""
+    foreign = Path(folder).name == "lang"
+    return [name for name in names if (foreign and name != "en") or not os.access(Path(folder, name), os.R_OK)]

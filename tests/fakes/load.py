@@ -121,7 +121,8 @@ class Load:
                     reply = await self._ask(*connection, path, keep_alive=keep_alive)
             except (OSError, EOFError, ValueError, TimeoutError) as exc:
                 self.failures.append(f"{path}: {exc!r} (kept alive: {keep_alive})")
-                connection = _close(connection)
+                _close(connection)
+                connection = None
                 continue
             self.slowest_s = max(self.slowest_s, reply.took_s)
             if self.good(reply):
@@ -129,7 +130,8 @@ class Load:
             else:
                 self.failures.append(f"{path}: {reply.status} {reply.body[:200]!r}")
             if not keep_alive or reply.headers.get("connection", "").lower() == "close":
-                connection = _close(connection)
+                _close(connection)
+                connection = None
             await asyncio.sleep(PAUSE_S)
         _close(connection)
 

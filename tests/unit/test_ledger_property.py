@@ -76,20 +76,27 @@ async def live(directory: Path, steps: list[Step]) -> None:
                 clock.advance(seconds=1)
                 if step.what == "restart":
                     break
-                try:
-                    async with dying(rig, step):
-                        await act(rig, service, step)
-                except* Killed:
-                    rig.director.ledger._launching.clear()
+                if not await survives(rig, service, step):
                     break
-                except* ConpaasError:
-                    pass
     async with open_rig(directory, clock=clock) as rig:
         clock.advance(seconds=1)
         for _ in range(3):  # the first finds what is half done, the others what it has left
             await rig.reconciler.reconcile()
         await rig.reconciler.charge()
         await check(rig, user)
+
+
+async def survives(rig: Rig, service: str, step: Step) -> bool:
+    """Do what the step says; return whether the director lives."""
+    lives = True
+    try:
+        async with dying(rig, step):
+            await act(rig, service, step)
+    except* Killed:
+        lives = False
+    except* ConpaasError:
+        pass
+    return lives
 
 
 async def act(rig: Rig, service: str, step: Step) -> None:
@@ -151,15 +158,8 @@ async def check(rig: Rig, user: str) -> None:
     async with rig.db.read() as session:
         instances = (await session.scalars(select(Instance))).all()
         total = await session.scalar(select(func.sum(CreditEntry.delta)).where(CreditEntry.user_id == user))
-        sums = dict(
-            (
-                await session.execute(
-                    select(CreditEntry.instance_id, func.sum(CreditEntry.delta)).group_by(CreditEntry.instance_id)
-                )
-            )
-            .tuples()
-            .all()
-        )
+        by_instance = select(CreditEntry.instance_id, func.sum(CreditEntry.delta)).group_by(CreditEntry.instance_id)
+        sums = dict((await session.execute(by_instance)).all())
     assert total == await rig.credits(user)
     for instance in instances:
         assert instance.state not in {NodeState.REQUESTED, NodeState.DELETING}

@@ -9,6 +9,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +96,16 @@ def home(directory: Path, vm: Vm) -> Path:
 async def said(directory: Path, vm: Vm, pattern: str) -> re.Match[str]:
     """Wait until the instance's daemon has printed what matches."""
     log = home(directory, vm) / "agent.log"
-    return await until(lambda: re.search(pattern, log.read_text(), re.MULTILINE), f"{pattern} in the log")
+    found: re.Match[str] = await until(
+        lambda: re.search(pattern, log.read_text(), re.MULTILINE), f"{pattern} in the log"
+    )
+    return found
 
 
 # A world of its own
 
 
-async def test_the_daemon_runs_in_its_own_folder_with_its_context(make, directory):
+async def test_the_daemon_runs_in_its_own_folder_with_its_context(make: Make, directory: Path) -> None:
     _, _, vm = await make("pwd; stat -c %a context.json; cat context.json; echo; echo end; exec sleep 1000")
 
     text = (await said(directory, vm, r"(?s)^(.*)^end$"))[1].splitlines()
@@ -110,7 +114,9 @@ async def test_the_daemon_runs_in_its_own_folder_with_its_context(make, director
     assert json.loads(text[2])["address"] == vm.address
 
 
-async def test_nothing_of_the_directors_environment_is_inherited(make, directory, monkeypatch):
+async def test_nothing_of_the_directors_environment_is_inherited(
+    make: Make, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CONPAAS_DATABASE", "postgresql://secret")
     _, _, vm = await make("env; echo end; exec sleep 1000")
 
@@ -120,7 +126,7 @@ async def test_nothing_of_the_directors_environment_is_inherited(make, directory
 
 
 @only_root
-async def test_started_by_root_each_instance_is_an_unprivileged_user_of_its_own(make, directory):
+async def test_started_by_root_each_instance_is_an_unprivileged_user_of_its_own(make: Make, directory: Path) -> None:
     script = "id -u; id -G; grep -E '^(CapEff|CapPrm|NoNewPrivs)' /proc/self/status; echo end; exec sleep 1000"
     _, cloud, first = await make(script)
     second = await cloud.create(request("i-two"))
@@ -135,7 +141,7 @@ async def test_started_by_root_each_instance_is_an_unprivileged_user_of_its_own(
     assert len(users) == 2
 
 
-async def test_an_instance_cannot_read_the_files_of_another(make, directory, isolation):
+async def test_an_instance_cannot_read_the_files_of_another(make: Make, directory: Path, isolation: str) -> None:
     if isolation == "processes" and not ROOT:
         pytest.skip("plain processes of one user see each other's files")
     _, cloud, _first = await make(
@@ -147,7 +153,7 @@ async def test_an_instance_cannot_read_the_files_of_another(make, directory, iso
     assert (await said(directory, second, r"(?s)(\d+)\s^end$"))[1] == str(own)
 
 
-async def test_in_namespaces_an_instance_sees_only_itself(make, directory, isolation):
+async def test_in_namespaces_an_instance_sees_only_itself(make: Make, directory: Path, isolation: str) -> None:
     if isolation == "processes":
         pytest.skip("plain processes")
     folder = directory / "cloud"
@@ -163,7 +169,7 @@ async def test_in_namespaces_an_instance_sees_only_itself(make, directory, isola
     assert int(text[-1]) <= 4  # first process, shell, ls, wc
 
 
-async def test_the_usual_places_work(make, directory):
+async def test_the_usual_places_work(make: Make, directory: Path) -> None:
     script = (
         'echo x > /dev/null && echo x > "${TMPDIR:-/tmp}/file" && cat "${TMPDIR:-/tmp}/file" && '
         "head -c 4 /dev/urandom | wc -c && cat /proc/self/stat > /dev/null && ls /proc/self/fd > /dev/null && "
@@ -174,7 +180,7 @@ async def test_the_usual_places_work(make, directory):
     await said(directory, vm, r"^fine$")
 
 
-async def test_a_network_of_its_own_address(make, directory):
+async def test_a_network_of_its_own_address(make: Make, directory: Path) -> None:
     code = (
         "import socket, json; a = json.load(open('context.json'))['address']; s = socket.create_server((a, 8080)); "
         "print('open', flush=True); s.accept()[0].sendall(b'hello')"
@@ -192,7 +198,7 @@ async def test_a_network_of_its_own_address(make, directory):
 # Supervision
 
 
-async def test_a_daemon_that_dies_is_started_again(make, directory):
+async def test_a_daemon_that_dies_is_started_again(make: Make, directory: Path) -> None:
     account, cloud, vm = await make("echo started $$; exec sleep 1000")
     await said(directory, vm, "^started")
     for pid in account.processes(vm):
@@ -203,7 +209,7 @@ async def test_a_daemon_that_dies_is_started_again(make, directory):
     assert (await cloud.describe(vm.id)).state is VmState.RUNNING
 
 
-async def test_a_daemon_that_keeps_dying_is_started_ever_more_slowly(make, directory):
+async def test_a_daemon_that_keeps_dying_is_started_ever_more_slowly(make: Make, directory: Path) -> None:
     _, _, vm = await make("date +%s.%N; exit 3")
 
     times = await said(directory, vm, r"(?s)" + r"^([\d.]+)$.*ended with 3.*" * 4)
@@ -211,7 +217,7 @@ async def test_a_daemon_that_keeps_dying_is_started_ever_more_slowly(make, direc
     assert 0.1 <= second - first < fourth - third
 
 
-async def test_what_the_daemon_prints_is_kept_within_bounds(make, directory):
+async def test_what_the_daemon_prints_is_kept_within_bounds(make: Make, directory: Path) -> None:
     _, cloud, vm = await make("seq 1 20000; echo end; exec sleep 1000", log_bytes=10_000)
 
     await until(lambda: "end" in (home(directory, vm) / "agent.log").read_text(), "the log's end")
@@ -221,7 +227,7 @@ async def test_what_the_daemon_prints_is_kept_within_bounds(make, directory):
     assert (await cloud.console(vm.id)).endswith("end\n")
 
 
-async def test_when_told_to_end_the_daemon_may_finish(make, directory):
+async def test_when_told_to_end_the_daemon_may_finish(make: Make, directory: Path) -> None:
     account, cloud, vm = await make("trap 'echo finished; exit' TERM; echo ready; while :; do sleep 0.01; done")
     await said(directory, vm, "^ready$")
     os.kill(account.first_process(vm.id).pid, signal.SIGTERM)
@@ -231,7 +237,7 @@ async def test_when_told_to_end_the_daemon_may_finish(make, directory):
     assert (await cloud.describe(vm.id)).state is VmState.FAILED
 
 
-async def test_a_daemon_that_does_not_finish_is_killed_with_all_it_started(make, directory):
+async def test_a_daemon_that_does_not_finish_is_killed_with_all_it_started(make: Make, directory: Path) -> None:
     script = "trap '' TERM; setsid sleep 1000 & setsid setsid sleep 1001 & echo ready; while :; do sleep 0.01; done"
     account, _, vm = await make(script, stop_s=0.1)
     await said(directory, vm, "^ready$")
@@ -248,7 +254,7 @@ def sleepers(seconds: str, user: int) -> list[int]:
     return [pid for pid in machine.processes("no mark", user) if title(pid) == f"sleep {seconds}"]
 
 
-async def test_a_deleted_instance_leaves_no_process(make, directory):
+async def test_a_deleted_instance_leaves_no_process(make: Make, directory: Path) -> None:
     account, cloud, vm = await make(TREE)
     await said(directory, vm, "^ready$")
     await until(lambda: len(account.processes(vm)) >= 5, "all run")
@@ -258,7 +264,7 @@ async def test_a_deleted_instance_leaves_no_process(make, directory):
     assert await account.leftovers() == []
 
 
-async def test_a_killed_instance_leaves_no_process(make, directory, isolation):
+async def test_a_killed_instance_leaves_no_process(make: Make, directory: Path, isolation: str) -> None:
     account, cloud, vm = await make(TREE)
     await said(directory, vm, "^ready$")
     await until(lambda: len(account.processes(vm)) >= 5, "all run")
@@ -272,7 +278,7 @@ async def test_a_killed_instance_leaves_no_process(make, directory, isolation):
 
 
 @only_root
-async def test_a_process_that_hides_its_mark_is_found_by_its_user(make, directory):
+async def test_a_process_that_hides_its_mark_is_found_by_its_user(make: Make, directory: Path) -> None:
     account, cloud, vm = await make("env -i setsid sleep 98765 & echo ready; exec sleep 1000")
     hidden = await until(lambda: sleepers("98765", home(directory, vm).stat().st_uid), "it runs")
     await account.kill(vm.id)
@@ -281,7 +287,7 @@ async def test_a_process_that_hides_its_mark_is_found_by_its_user(make, director
     assert [pid for pid in hidden if run.start_time(pid) is not None] == []
 
 
-async def test_a_folder_that_an_engine_has_closed_is_removed(make, directory):
+async def test_a_folder_that_an_engine_has_closed_is_removed(make: Make, directory: Path) -> None:
     script = "mkdir -p a/b && touch a/b/c && ln -s /etc link && chmod 0 a/b && chmod 500 a; echo ready; exec sleep 1000"
     account, cloud, vm = await make(script)
     await said(directory, vm, "^ready$")
@@ -291,7 +297,7 @@ async def test_a_folder_that_an_engine_has_closed_is_removed(make, directory):
     assert Path("/etc/passwd").exists()
 
 
-async def test_the_console_does_not_follow_links(make, directory):
+async def test_the_console_does_not_follow_links(make: Make, directory: Path) -> None:
     _, cloud, vm = await make("echo first; rm agent.log; ln -s /etc/hostname agent.log; exec sleep 1000")
     await until((home(directory, vm) / "agent.log").is_symlink, "the link")
 
@@ -307,7 +313,7 @@ def small_block() -> str:
     return f"127.44.{number // 64 % 256}.{number % 64 * 4}/30"
 
 
-async def test_two_directors_never_give_the_same_address(directory, tmp_path):
+async def test_two_directors_never_give_the_same_address(directory: Path, tmp_path: Path) -> None:
     async with harness(directory, block=small_block()) as one, harness(tmp_path, block=small_block()) as other:
         clouds = [one.open("dep-one"), other.open("dep-two")]
         made = await asyncio.gather(
@@ -323,7 +329,7 @@ async def test_two_directors_never_give_the_same_address(directory, tmp_path):
         assert "no address" in str(refused[0])
 
 
-async def test_an_address_is_free_again_when_its_instance_is_deleted(make):
+async def test_an_address_is_free_again_when_its_instance_is_deleted(make: Make) -> None:
     _, cloud, vm = await make("exec sleep 1000")
     assert machine.claimed(vm.address)
     await cloud.delete(vm.id)
@@ -332,7 +338,7 @@ async def test_an_address_is_free_again_when_its_instance_is_deleted(make):
 
 
 @pytest.mark.parametrize("block", ["10.0.0.0/24", "127.1.1.0/31", "::/64", "0.0.0.0/0"])
-def test_a_block_that_is_not_of_the_loopback_is_refused(block):
+def test_a_block_that_is_not_of_the_loopback_is_refused(block: str) -> None:
     with pytest.raises(ValueError, match="block"):
         LocalSettings.model_validate({"block": block})
 
@@ -354,7 +360,7 @@ async def cloud(account: LocalHarness) -> AsyncIterator[Cloud]:
 
 
 @pytest.mark.parametrize("token", ["", "../up", ".records", "a/b", "x" * 61, "i one", "i\0"])
-async def test_a_token_that_is_no_name_is_refused(account, cloud, token):
+async def test_a_token_that_is_no_name_is_refused(account: LocalHarness, cloud: Cloud, token: str) -> None:
     with pytest.raises(BadInputError):
         await cloud.create(request(token))
     assert (await cloud.describe(token)).state is VmState.GONE
@@ -362,7 +368,9 @@ async def test_a_token_that_is_no_name_is_refused(account, cloud, token):
     assert await account.leftovers() == []
 
 
-async def test_a_full_disk_is_said_clearly_and_leaves_nothing(account, cloud, monkeypatch):
+async def test_a_full_disk_is_said_clearly_and_leaves_nothing(
+    account: LocalHarness, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = files.write_atomically
 
     def full(path: Path, *args: Any, **kwargs: Any) -> None:
@@ -376,7 +384,7 @@ async def test_a_full_disk_is_said_clearly_and_leaves_nothing(account, cloud, mo
     assert await account.leftovers() == []
 
 
-async def test_a_context_that_cannot_be_made_leaves_nothing(account, cloud):
+async def test_a_context_that_cannot_be_made_leaves_nothing(account: LocalHarness, cloud: Cloud) -> None:
     with pytest.raises(BadInputError):
         await cloud.create(VmRequest(token="i-one", name="", context=lambda _: json.dumps({"kind": "director"})))
     assert await account.leftovers() == []
@@ -390,7 +398,9 @@ def interrupt(tmp_path: Path, address: str = "127.45.0.1") -> None:
     (tmp_path / "cloud" / "i-one").mkdir()
 
 
-async def test_an_interrupted_creation_is_found_and_cleaned(account, cloud, tmp_path):
+async def test_an_interrupted_creation_is_found_and_cleaned(
+    account: LocalHarness, cloud: Cloud, tmp_path: Path
+) -> None:
     interrupt(tmp_path)
 
     assert [(vm.token, vm.state) for vm in await cloud.list()] == [("i-one", VmState.FAILED)]
@@ -398,7 +408,7 @@ async def test_an_interrupted_creation_is_found_and_cleaned(account, cloud, tmp_
     assert await account.leftovers() == []
 
 
-async def test_an_interrupted_creation_is_completed(account, cloud, tmp_path):
+async def test_an_interrupted_creation_is_completed(account: LocalHarness, cloud: Cloud, tmp_path: Path) -> None:
     interrupt(tmp_path)
 
     assert (await cloud.create(request("i-one"))).state is VmState.RUNNING
@@ -424,7 +434,9 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("after_s", [0, 0.01, 0.02, 0.04, 0.08, 0.15])
-async def test_a_driver_killed_at_any_moment_leaves_nothing_that_cannot_be_found(account, tmp_path, after_s):
+async def test_a_driver_killed_at_any_moment_leaves_nothing_that_cannot_be_found(
+    account: LocalHarness, tmp_path: Path, after_s: float
+) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
@@ -457,7 +469,9 @@ async def test_a_driver_killed_at_any_moment_leaves_nothing_that_cannot_be_found
     assert await account.leftovers() == []
 
 
-async def test_where_namespaces_are_not_allowed_there_are_plain_processes(account, cloud, monkeypatch):
+async def test_where_namespaces_are_not_allowed_there_are_plain_processes(
+    account: LocalHarness, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = start.Starter.start
 
     def refuse(self: start.Starter, spec: Any, claim: Any) -> str:
@@ -478,7 +492,9 @@ async def test_where_namespaces_are_not_allowed_there_are_plain_processes(accoun
         assert await strict.leftovers() == []
 
 
-def test_an_interpreter_that_instances_cannot_run_is_said_clearly(tmp_path, monkeypatch):
+def test_an_interpreter_that_instances_cannot_run_is_said_clearly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     closed = tmp_path / "home"
     closed.mkdir(mode=0o700)
     (closed / "python").touch(mode=0o755)
@@ -490,7 +506,9 @@ def test_an_interpreter_that_instances_cannot_run_is_said_clearly(tmp_path, monk
     assert local.CLOUD.check(LocalSettings()) == ""
 
 
-async def test_a_second_boot_of_the_machine_makes_all_instances_failed(account, cloud, tmp_path):
+async def test_a_second_boot_of_the_machine_makes_all_instances_failed(
+    account: LocalHarness, cloud: Cloud, tmp_path: Path
+) -> None:
     vm = await cloud.create(request("i-one"))
     file = tmp_path / "cloud" / ".records" / "i-one.pid"
     first = json.loads(file.read_bytes())
@@ -500,7 +518,7 @@ async def test_a_second_boot_of_the_machine_makes_all_instances_failed(account, 
     file.write_text(json.dumps(first))
 
 
-async def test_files_of_instances_are_closed_to_others(account, cloud, tmp_path):
+async def test_files_of_instances_are_closed_to_others(account: LocalHarness, cloud: Cloud, tmp_path: Path) -> None:
     await cloud.create(request("i-one"))
 
     folder = tmp_path / "cloud"
@@ -538,6 +556,16 @@ def title(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode()
 
 
+def has_title(pid: int, beginning: str) -> bool:
+    return title(pid).startswith(beginning)
+
+
+async def running_daemon(account: LocalHarness, vm: Vm) -> int:
+    """Wait until the instance has begun its daemon; return that process."""
+    await until(lambda: len(account.processes(vm)) >= 2, "the daemon runs")
+    return min(set(account.processes(vm)) - {account.first_process(vm.id).pid})
+
+
 def zygotes() -> set[int]:
     """Return the zygotes that are children of this process."""
     mine = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
@@ -545,25 +573,23 @@ def zygotes() -> set[int]:
     return {int(pid) for pids in (mine, *threads) for pid in pids if title(int(pid)).startswith("conpaas-zygote")}
 
 
-async def test_daemons_are_forked_and_look_like_what_they_are(warm, tmp_path):
+async def test_daemons_are_forked_and_look_like_what_they_are(warm: LocalHarness, tmp_path: Path) -> None:
     cloud = warm.open()
     vms = [await cloud.create(agent(f"i-{number}")) for number in range(2)]
 
+    keys = set()
     for vm in vms:
-        await until(lambda vm=vm: len(warm.processes(vm)) == 2, "the daemon runs")
-        first = warm.first_process(vm.id).pid
-        (daemon,) = set(warm.processes(vm)) - {first}
-        assert title(first) == f"conpaas-init {vm.id}"
-        await until(lambda daemon=daemon: title(daemon).startswith("conpaas run agent --context /"), "the title")
-    keys = {
-        await until(lambda vm=vm: (path := home(tmp_path, vm) / "next.key").exists() and path.read_text(), "the key")
-        for vm in vms
-    }
+        daemon = await running_daemon(warm, vm)
+        assert title(warm.first_process(vm.id).pid) == f"conpaas-init {vm.id}"
+        await until(partial(has_title, daemon, "conpaas run agent --context /"), "the daemon's title")
+        key = home(tmp_path, vm) / "next.key"
+        await until(key.exists, "the daemon's key")
+        keys.add(key.read_text())
     assert len(keys) == 2  # randomness is not shared
     await cloud.close()
 
 
-async def test_instances_outlive_the_zygote_and_the_next_one_has_a_new_zygote(warm):
+async def test_instances_outlive_the_zygote_and_the_next_one_has_a_new_zygote(warm: LocalHarness) -> None:
     cloud = warm.open()
     first = await cloud.create(agent("i-one"))
     (old,) = zygotes()
@@ -579,7 +605,7 @@ async def test_instances_outlive_the_zygote_and_the_next_one_has_a_new_zygote(wa
     assert len(warm.processes(third)) == 2
 
 
-async def test_after_an_upgrade_there_is_a_new_zygote(warm, monkeypatch):
+async def test_after_an_upgrade_there_is_a_new_zygote(warm: LocalHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     cloud = warm.open()
     await cloud.create(agent("i-one"))
     old = zygotes()
@@ -591,12 +617,12 @@ async def test_after_an_upgrade_there_is_a_new_zygote(warm, monkeypatch):
     await cloud.close()
 
 
-async def test_without_a_zygote_daemons_are_executed(tmp_path):
+async def test_without_a_zygote_daemons_are_executed(tmp_path: Path) -> None:
     async with harness(tmp_path, command=(), preload=("conpaas.no_such_module",)) as account:
         cloud = account.open()
         vms = [await cloud.create(agent(f"i-{number}")) for number in range(2)]
         assert not zygotes()
         for vm in vms:
-            await until(lambda vm=vm: len(account.processes(vm)) == 2, "the daemon runs")
-            assert any("-m conpaas run agent" in title(pid) for pid in account.processes(vm))
+            daemon = await running_daemon(account, vm)
+            await until(partial(has_title, daemon, f"{sys.executable} -m conpaas run agent"), "the daemon's title")
         await cloud.close()

@@ -61,7 +61,7 @@ class Deployment(FakeApi):
         self.callers.add(caller.uri)
 
     def manager_routes(self) -> list[web.RouteDef]:
-        handlers = {
+        handlers: dict[Endpoint, rpc.Handler] = {
             manager.ADD: self.change,
             manager.REMOVE: self.change,
             manager.STARTUP: self.change,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from conpaas.core import rpc
 from conpaas.core.errors import (
     BadInputError,
     ConflictError,
@@ -17,11 +18,11 @@ from conpaas.core.errors import (
 )
 from conpaas.core.messages import public
 from conpaas.core.messages.base import Endpoint
-from conpaas.core.messages.model import OperationView
+from conpaas.core.messages.model import EventView, OperationView
 from conpaas.core.messages.public import Live
 from conpaas.core.states import OperationState
 from conpaas.sdk import Conpaas, OperationFailedError, connect, login, solve
-from tests.fakes.api import TOKEN, FakeApi, serving
+from tests.fakes.api import THEN, TOKEN, FakeApi, serving
 
 
 @pytest.fixture
@@ -215,6 +216,24 @@ async def test_events_go_on_after_the_stream_was_cut_off(api: FakeApi, conpaas: 
             break
 
     assert seen == ["hello", "credits", "hello", "credits"]
+
+
+async def test_an_event_may_be_large(api: FakeApi, conpaas: Conpaas) -> None:
+    """Before and after of a change of scripts: they have up to 100 KB each."""
+    before = EventView(id=1, at=THEN, kind="configure", actor="user:ada", before="x" * 1_000_000)
+    api.live = [Live(kind="event", event=before)]
+
+    assert (await anext(conpaas.events())).event == before
+
+
+async def test_a_stream_that_has_died_silently_is_opened_again(
+    api: FakeApi, conpaas: Conpaas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rpc, "SILENT_S", 0.1)
+    api.live, api.silent = [Live(kind="hello")], True
+    events = conpaas.events()
+
+    assert [(await anext(events)).kind, (await anext(events)).kind] == ["hello", "hello"]
 
 
 async def test_events_end_with_an_error_that_stays(api: FakeApi) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import structlog
 
-from conpaas.core import tasks, units
+from conpaas.core import run, tasks, units
 from conpaas.core.clock import SYSTEM_CLOCK
-from conpaas.core.errors import PeerError
+from conpaas.core.errors import EngineMissingError, PeerError
 from conpaas.core.service import EngineSpec, Health, RoleAgent
 from conpaas.services.php import nginx, node, site
 from conpaas.services.php.messages import PHP_PORT, SESSIONS_PORT, PhpConfig
@@ -85,6 +85,8 @@ class PhpAgent(RoleAgent[PhpConfig]):
             (host.directory / name).mkdir(exist_ok=True)
         generation = site.digest(program + self._render(config, ""))
         path = self._file(generation)
+        if config.sessions and not path.exists():
+            await _require_redis(program)
         node.write_if_changed(path, self._render(config, generation), mode=0o600)
         argv = (program, "--nodaemonize", "--fpm-config", str(path))
         await host.engines.ensure(EngineSpec(_engine(generation), argv, host.directory))
@@ -187,6 +189,16 @@ class PhpAgent(RoleAgent[PhpConfig]):
         await nginx.stop(self.host, drain_s)
         for generation in self._generations():
             await self._end(generation, drain_s)
+
+
+async def _require_redis(program: str) -> None:
+    modules = await run.run([program, "-m"], timeout_s=10)
+    if b"redis" not in modules.stdout.split():
+        raise EngineMissingError(
+            "PHP cannot share sessions: its extension redis is not installed (Debian package php-redis)",
+            value="php-redis",
+            hint="install it with 'conpaas engines install php'",
+        )
 
 
 def _engine(generation: str) -> str:

@@ -38,6 +38,7 @@ export function goOn(form, words) {
     if (words.message) sessionStorage.setItem("toast", words.message);
     return location.assign(target);
   }
+  for (const name of form.querySelectorAll(".in-place")) name.defaultValue = name.value;
   if (form.matches(".line-form, .stack")) form.reset();
   form.dispatchEvent(new CustomEvent("conpaas:done", { bubbles: true }));
   toast(words.message);

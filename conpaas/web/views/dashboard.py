@@ -55,6 +55,7 @@ async def choose(request: web.Request) -> web.Response:
         "create.html",
         me=me,
         types=types,
+        type=next((kind.name for kind in types if kind.enabled), None),
         clouds=clouds,
         cloud=chosen,
         applications=applications,
