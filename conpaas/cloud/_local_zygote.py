@@ -96,6 +96,7 @@ def main() -> None:
     channel.set_inheritable(False)
     modules = sys.argv[3:]
     init.retitle(init.placeholder(), ["conpaas-zygote"])
+    sys.modules["rich"] = None  # type: ignore[assignment]  # structlog loads it if it can: 5 MB for every instance
     preload(modules)
     if threading.active_count() > 1:
         raise RuntimeError(f"a preloaded module started threads: {threading.enumerate()}")

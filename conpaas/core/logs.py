@@ -11,11 +11,24 @@ _SECRET = ("password", "secret", "token", "private", "authorization", "cookie")
 
 
 def hide_secrets(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Replace the value of every field that by its name holds a secret."""
-    for key in event:
-        if any(word in key.lower() for word in _SECRET):
-            event[key] = "********"
+    """Replace the value of every field, however deep, that by its name holds a secret."""
+    for key, value in event.items():
+        event[key] = "********" if _is_secret(key) else _hidden(value)
     return event
+
+
+def _is_secret(key: object) -> bool:
+    return any(word in str(key).lower() for word in _SECRET)
+
+
+def _hidden(value: Any) -> Any:
+    match value:
+        case dict():
+            return {key: "********" if _is_secret(key) else _hidden(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [_hidden(inner) for inner in value]
+        case _:
+            return value
 
 
 def set_up(*, level: str = "INFO", stream: TextIO = sys.stderr) -> None:

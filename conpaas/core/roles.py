@@ -5,10 +5,11 @@ contract in `core.service`.
 """
 
 import asyncio
+import codecs
 import hashlib
 import json
 import shutil
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from pydantic import ValidationError
 from conpaas.core import archive, files, plugins, rpc
 from conpaas.core.clock import Clock
 from conpaas.core.engines import Supervisor
-from conpaas.core.errors import BadInputError, BlobMissingError, ConpaasError, NotFoundError
+from conpaas.core.errors import BadInputError, BlobMissingError, ConflictError, ConpaasError, NotFoundError
 from conpaas.core.messages.agent import RoleStatus
 from conpaas.core.messages.model import LogChunk
 from conpaas.core.service import Health, Host, RoleAgent
@@ -35,9 +36,13 @@ class _Held:
 
     agent: RoleAgent[Any]
     supervisor: Supervisor
-    config: dict[str, Any]
-    digest: str
-    applied: bool = False
+    config: dict[str, Any] = field(default_factory=dict)
+    """What is wanted of it, as it was sent and as its agent takes it."""
+    wish: Any = None
+    digest: str = ""
+    """Of what is wanted."""
+    applied: str = ""
+    """Digest of what it has been made; empty while that is not certain."""
     busy: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -65,9 +70,14 @@ class Roles:
             return
         for role, config in stored.items():
             try:
-                await self.apply({role: config})
+                self._want(role, config, self._parse(role, config))
             except ConpaasError as exc:
                 log.warning("role-not-restored", role=role, error=exc.message)
+        for role, outcome in (await self._make_so(list(self._held))).items():
+            if isinstance(outcome, ConpaasError):
+                log.warning("role-not-restored", role=role, error=outcome.message)
+            elif outcome is not None:
+                raise outcome
 
     async def apply(self, configs: Mapping[str, dict[str, Any]]) -> None:
         """Make these roles so, all at once; return when each is healthy. Others are left alone.
@@ -76,27 +86,48 @@ class Roles:
         sent first, BadInputError for a configuration that is none, and what the role agents raise. What is wanted is
         on disk before the first act, so that a restart goes on with it.
         """
-        chosen = {role: (self._role(role), config, _digest(config)) for role, config in configs.items()}
-        for held, config, digest in chosen.values():
-            held.applied = held.applied and held.digest == digest
-            held.config, held.digest = config, digest
+        parsed = {role: self._parse(role, config) for role, config in configs.items()}  # all of them, or nothing begins
+        for role, config in configs.items():
+            self._want(role, config, parsed[role])
         self._save()
+        for outcome in (await self._make_so(configs)).values():
+            if outcome is not None:
+                raise outcome
+
+    def _parse(self, role: str, config: dict[str, Any]) -> Any:
+        reference = self._agents.get(role)
+        if reference is None:
+            raise NotFoundError(f"this node's service has no role '{role}'", value=role)
+        kind: type[RoleAgent[Any]] = plugins.load(reference)
+        try:
+            return kind.config.model_validate(config, extra="ignore")
+        except ValidationError as exc:
+            error = rpc.bad_input(exc)
+            raise BadInputError(f"configuration of {role}: {error.message}", value=error.value) from exc
+
+    def _want(self, role: str, config: dict[str, Any], wish: Any) -> None:
+        held = self._role(role)
+        held.config, held.wish, held.digest = config, wish, _digest(config)
+
+    async def _make_so(self, roles: Iterable[str]) -> dict[str, BaseException | None]:
+        """Make these held roles as they are wanted, all at once; return what went wrong with each."""
+        chosen = {role: self._held[role] for role in roles}
         outcomes = await asyncio.gather(
-            *(self._apply_one(role, held) for role, (held, _, _) in chosen.items()), return_exceptions=True
+            *(self._apply_one(role, held) for role, held in chosen.items()), return_exceptions=True
         )
-        errors = [outcome for outcome in outcomes if outcome is not None]
-        if errors:
-            raise errors[0]
+        return dict(zip(chosen, outcomes, strict=True))
 
     async def _apply_one(self, role: str, held: _Held) -> None:
         async with self._lock(role):
-            if held.applied and (await held.agent.health()).ok:
+            if self._held.get(role) is not held:
+                raise ConflictError(f"the role '{role}' was stopped meanwhile", value=role, hint="apply it again")
+            wish, digest = held.wish, held.digest  # the newest, also if another came while this one waited
+            if held.applied == digest and (await self._health(held)).ok:
                 return
-            config = _parse(held.agent, role, held.config)
-            held.busy = "applying"
+            held.busy, held.applied = "applying", ""
             try:
-                await held.agent.apply(config)
-                held.applied = True
+                await held.agent.apply(wish)
+                held.applied = digest
             finally:
                 held.busy = ""
 
@@ -122,16 +153,16 @@ class Roles:
         healths = await asyncio.gather(*(self._health(one) for _, one in held))
         return {
             role: RoleStatus(
-                healthy=health.ok and one.applied,
+                healthy=health.ok and one.applied == one.digest,
                 detail=health.detail or one.busy,
-                digest=one.digest if one.applied else "",
+                digest=one.applied,
                 metrics=one.metrics,
             )
             for (role, one), health in zip(held, healths, strict=True)
         }
 
     async def _health(self, held: _Held) -> Health:
-        if not held.applied:
+        if held.applied != held.digest:
             return Health(ok=False, detail=held.busy or "not applied yet")
         try:
             return await held.agent.health()
@@ -157,9 +188,6 @@ class Roles:
         held = self._held.get(role)
         if held is not None:
             return held
-        reference = self._agents.get(role)
-        if reference is None:
-            raise NotFoundError(f"this node's service has no role '{role}'", value=role)
         folder, logs = self.directory / "roles" / role, self.logs / role
         for path in (folder, logs):
             path.mkdir(parents=True, exist_ok=True)
@@ -173,7 +201,7 @@ class Roles:
             unpacked=self.unpacked,
             forget_unpacked=self.forget_unpacked,
         )
-        held = self._held[role] = _Held(plugins.load(reference)(host), supervisor, {}, "")
+        held = self._held[role] = _Held(plugins.load(self._agents[role])(host), supervisor)
         return held
 
     def _lock(self, role: str) -> asyncio.Lock:
@@ -241,7 +269,10 @@ class Roles:
             start = max(0, size + offset) if offset < 0 else min(offset, size)
             stream.seek(start)
             raw = stream.read(limit)
-        return LogChunk(text=raw.decode("utf-8", "replace"), next=start + len(raw), size=size)
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        text = decoder.decode(raw, final=start + len(raw) >= size or len(raw) < 4)
+        rest, _ = decoder.getstate()  # a character cut by the limit is left for the next piece
+        return LogChunk(text=text, next=start + len(raw) - len(rest), size=size)
 
     def _log_files(self) -> dict[str, Path]:
         found = {path.name: path for path in sorted(self.directory.glob("*.log"))}
@@ -249,14 +280,6 @@ class Roles:
             if path.suffix in {".log", ".out"}:
                 found[f"{path.parent.name}.{path.name}"] = path
         return found
-
-
-def _parse(agent: RoleAgent[Any], role: str, config: dict[str, Any]) -> Any:
-    try:
-        return agent.config.model_validate(config, extra="ignore")
-    except ValidationError as exc:
-        error = rpc.bad_input(exc)
-        raise BadInputError(f"configuration of {role}: {error.message}", value=error.value) from exc
 
 
 def _digest(config: dict[str, Any]) -> str:

@@ -112,19 +112,25 @@ async def _pass_on(queue: Queue, response: web.StreamResponse) -> None:
 
 def _event(event: Live, service: str | None) -> Event | None:
     """Return what a page is told of an event; None if it is of another service."""
-    about = event.id or (event.service and event.service.id) or (event.operation and event.operation.service)
     if event.kind == "credits":
         return "credits", event.credits
-    if service is not None and about not in {None, service}:
+    if service is not None and _about(event) not in {None, service}:
         return None
     if event.kind == "metrics":
         return "metrics", [point.model_dump(mode="json") for point in event.points]
     operation = event.operation
     if operation is not None and operation.state is not OperationState.RUNNING:
         return "operation", {
+            "id": operation.id,
             "state": operation.state,
             "kind": operation.kind,
             "message": operation.error or operation.message,
         }
     return "change", event.kind
 
+
+def _about(event: Live) -> str | None:
+    """Return the service that an event is about."""
+    if event.operation is not None:
+        return event.operation.service
+    return event.event.service if event.event is not None else event.id

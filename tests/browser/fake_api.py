@@ -174,7 +174,7 @@ class FakeApi:
 
     def replace(self, changed: ServiceView) -> None:
         self.services = [changed if item.id == changed.id else item for item in self.services]
-        self.publish(Live(kind="service", service=changed))
+        self.publish(Live(kind="service", id=changed.id, service=changed))
 
     def points(self) -> tuple[MetricPoint, ...]:
         return tuple(

@@ -169,7 +169,7 @@ async def look_at_logs_and_history(page: Page) -> None:
     await page.get_by_role("link", name="manager log").click()  # S66
     await expect(page.locator("#log-text")).to_contain_text("nodes-requested")
     await page.go_back()
-    await page.get_by_role("link", name="history").click()
+    await page.get_by_role("link", name="history", exact=True).click()
     await expect(page.locator("main")).to_contain_text("Initialized")
     await expect(page.get_by_role("cell", name="scale")).to_be_visible()
 

@@ -15,7 +15,6 @@ from conpaas.core import logs
 def as_before() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    root.handlers = []  # pytest has its own, and basicConfig would not touch them
     yield
     root.handlers, root.level = handlers, level
     structlog.reset_defaults()
@@ -101,6 +100,7 @@ def test_an_unknown_level_is_an_error() -> None:
 
 def test_warnings_of_libraries_are_written_and_their_chatter_is_not() -> None:
     stream = io.StringIO()
+    logging.getLogger().handlers = []  # pytest has its own, and basicConfig would not touch them
     logs.set_up(stream=stream)
     logging.getLogger("aiohttp.server").warning("odd")
     logging.getLogger("aiohttp.server").info("chatter")

@@ -6,6 +6,7 @@ const QUIET_MS = 120; // events come in bunches
 let source = null;
 let waiting = null;
 let lost = false;
+const told = new Set(); // operations whose end was shown
 const page = () => document.getElementById("page");
 
 function soon() {
@@ -38,10 +39,12 @@ function connect() {
     document.dispatchEvent(new CustomEvent("conpaas:metrics", { detail: JSON.parse(event.data) }));
   });
   source.addEventListener("operation", (event) => {
-    const { state, kind, message } = JSON.parse(event.data);
+    const { id, state, kind, message } = JSON.parse(event.data);
+    soon();
+    if (told.has(id)) return;
+    told.add(id);
     if (state === "FAILED") toast(`${kind} failed`, { hint: message, bad: true });
     else toast(state === "CANCELLED" ? `${kind}: cancelled` : `${kind}: done`);
-    soon();
   });
   source.addEventListener("problem", (event) => problem(JSON.parse(event.data)));
   source.addEventListener("reload", () => location.reload());
