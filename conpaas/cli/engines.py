@@ -56,7 +56,8 @@ async def install(out: Output, service_type: str) -> None:
         raise NotFoundError(
             f"there is no service type '{service_type}'", value=service_type, hint=f"there are: {', '.join(_types())}"
         )
-    missing = [engine.package for engine in _engines(kind) if not engine.path]
+    packages = [package for engine in kind.engines for package in engine.package.split()]
+    missing = await _not_installed(packages)
     if not missing:
         out.say(f"all engines of {kind.name} are installed")
         return
@@ -78,6 +79,14 @@ def _engines(kind: ServiceType) -> list[EngineView]:
         path = next((str(path) for path in paths if path is not None), "")
         views_of.append(EngineView(type=kind.name, program=engine.program, package=engine.package, path=path))
     return views_of
+
+
+async def _not_installed(packages: list[str]) -> list[str]:
+    known = await run.run(
+        ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *packages], timeout_s=60, check=False
+    )
+    installed = {line.split()[0] for line in known.stdout.decode().splitlines() if line.endswith(" installed")}
+    return [package for package in packages if package not in installed]
 
 
 def _units() -> set[str]:

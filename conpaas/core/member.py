@@ -2,9 +2,10 @@
 
 A member makes its own key, enrols with its one-use token, renews its certificate at two thirds of its life, and knows
 its peers by name (`core.identity`). Its folder holds `context.json`, `ca.crt`, `member.pem` (key and certificate,
-replaced together) and, while a certificate is asked for, `next.key` and `next.csr`.
+replaced together once the new pair has proved good) and, while a certificate is asked for, `next.*`.
 """
 
+import contextlib
 import ssl
 import sys
 from collections.abc import Callable
@@ -59,6 +60,13 @@ class Member:
     def _pair(self) -> Path:
         return self.directory / "member.pem"
 
+    @property
+    def _identity(self) -> Identity:
+        context = self.context
+        if context.kind == "agent":
+            return Identity.agent(context.deployment, context.service, context.instance)
+        return Identity.manager(context.deployment, context.service, context.epoch, context.instance)
+
     def client(self, base: str, peer: Identity) -> Client:
         """Return a client of `peer` at `base`, who must prove to be that peer."""
         return Client(base, tls=self.client_tls, server_hostname=peer.host)
@@ -79,13 +87,20 @@ class Member:
     async def _request(self) -> str:
         """Return a signing request for a new key; the same one again if its answer never came."""
         key, csr = self.directory / "next.key", self.directory / "next.csr"
-        if not csr.exists():
+        if not (csr.exists() and key.exists()):
             await _make_key(key, csr)
         return csr.read_text()
 
     def _keep(self, answer: Certificate) -> None:
-        key, csr = self.directory / "next.key", self.directory / "next.csr"
-        files.write_atomically(self._pair, key.read_text() + answer.certificate, mode=0o600)
+        key, csr, pair = (self.directory / name for name in ("next.key", "next.csr", "next.pem"))
+        files.write_atomically(pair, key.read_text() + answer.certificate, mode=0o600)
+        try:
+            _check_pair(pair, self.directory / "ca.crt", self._identity)
+        except OSError as exc:
+            pair.unlink()
+            raise PeerError(f"the director sent a certificate that does not fit: {exc}") from exc
+        pair.replace(self._pair)
+        files.sync_directory(self.directory)
         csr.unlink()
         key.unlink()
         self._renew_at = self.clock.now() + timedelta(seconds=answer.renew_in_s)
@@ -126,6 +141,17 @@ def authenticator(deployment: str, target: Callable[[Caller], Target]) -> Authen
         return caller
 
     return authenticate
+
+
+def _check_pair(pair: Path, ca: Path, identity: Identity) -> None:
+    """Shake hands with ourselves, as a server with `pair`; raise ssl.SSLError if a client would refuse us."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = client_context(None, None, ca).wrap_bio(to_client, to_server, server_hostname=identity.host)
+    server = server_context(pair, pair, ca, require_client=False).wrap_bio(to_server, to_client, server_side=True)
+    for side in (client, server):  # hello, then certificate and end: the third act is the client's verdict
+        with contextlib.suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    client.do_handshake()
 
 
 async def _make_key(key: Path, csr: Path) -> None:

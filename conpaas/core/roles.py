@@ -8,6 +8,7 @@ import asyncio
 import codecs
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from conpaas.core.service import Health, Host, RoleAgent
 log = structlog.get_logger()
 
 BLOB_LIMIT_BYTES = 1 << 30
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass
@@ -41,9 +43,13 @@ class _Held:
     wish: Any = None
     digest: str = ""
     """Of what is wanted."""
+    made: dict[str, Any] | None = None
+    """What it was last made, as it was sent: what a restart makes so again. None before the first time."""
     applied: str = ""
-    """Digest of what it has been made; empty while that is not certain."""
+    """Digest of what it is made now; empty while that is not certain."""
     busy: str = ""
+    trouble: str = ""
+    """Why the last attempt to make it so failed."""
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -63,17 +69,24 @@ class Roles:
     # -- roles ------------------------------------------------------------------------------------------------------
 
     async def restore(self) -> None:
-        """Make so again what was applied before this daemon started. What fails is left to the next `apply`."""
+        """Make so again what was so before this daemon started. What fails is left to the next `apply`.
+
+        What was only being made so when the daemon ended is put back to what it was before: the manager alone knows
+        in which order, over all nodes, to go on.
+        """
         try:
             stored = json.loads(self._file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return
-        for role, config in stored.items():
+        for role, known in stored.items():
+            config = known["made"] or known["wanted"]
             try:
                 self._want(role, config, self._parse(role, config))
+                self._held[role].made = known["made"]
             except ConpaasError as exc:
                 log.warning("role-not-restored", role=role, error=exc.message)
-        for role, outcome in (await self._make_so(list(self._held))).items():
+        complete = [role for role, held in self._held.items() if held.made is not None]
+        for role, outcome in (await self._make_so(complete)).items():
             if isinstance(outcome, ConpaasError):
                 log.warning("role-not-restored", role=role, error=outcome.message)
             elif outcome is not None:
@@ -84,7 +97,7 @@ class Roles:
 
         Raises NotFoundError for a role that the service type does not have, BlobMissingError for code that must be
         sent first, BadInputError for a configuration that is none, and what the role agents raise. What is wanted is
-        on disk before the first act, so that a restart goes on with it.
+        on disk before the first act, so that no role is forgotten that was only begun.
         """
         parsed = {role: self._parse(role, config) for role, config in configs.items()}  # all of them, or nothing begins
         for role, config in configs.items():
@@ -121,13 +134,17 @@ class Roles:
         async with self._lock(role):
             if self._held.get(role) is not held:
                 raise ConflictError(f"the role '{role}' was stopped meanwhile", value=role, hint="apply it again")
-            wish, digest = held.wish, held.digest  # the newest, also if another came while this one waited
+            wish, digest, config = held.wish, held.digest, held.config  # the newest, if others came meanwhile
             if held.applied == digest and (await self._health(held)).ok:
                 return
             held.busy, held.applied = "applying", ""
             try:
                 await held.agent.apply(wish)
-                held.applied = digest
+                held.applied, held.made, held.trouble = digest, config, ""
+                self._save()
+            except ConpaasError as exc:
+                held.trouble = exc.message
+                raise
             finally:
                 held.busy = ""
 
@@ -153,7 +170,7 @@ class Roles:
         healths = await asyncio.gather(*(self._health(one) for _, one in held))
         return {
             role: RoleStatus(
-                healthy=health.ok and one.applied == one.digest,
+                healthy=health.ok,
                 detail=health.detail or one.busy,
                 digest=one.applied,
                 metrics=one.metrics,
@@ -162,8 +179,8 @@ class Roles:
         }
 
     async def _health(self, held: _Held) -> Health:
-        if held.applied != held.digest:
-            return Health(ok=False, detail=held.busy or "not applied yet")
+        if held.made is None or held.trouble:
+            return Health(ok=False, detail=held.busy or held.trouble or "not applied yet")
         try:
             return await held.agent.health()
         except ConpaasError as exc:
@@ -212,14 +229,14 @@ class Roles:
         return self.directory / "roles.json"
 
     def _save(self) -> None:
-        wanted = {role: held.config for role, held in self._held.items()}
+        wanted = {role: {"wanted": held.config, "made": held.made} for role, held in self._held.items()}
         files.write_atomically(self._file, json.dumps(wanted), mode=0o600)
 
     # -- code -------------------------------------------------------------------------------------------------------
 
     def has_blob(self, sha256: str) -> bool:
         """Say whether the blob is here."""
-        return (self.directory / "blobs" / sha256).exists()
+        return _SHA256.fullmatch(sha256) is not None and (self.directory / "blobs" / sha256).is_file()
 
     async def receive_blob(self, sha256: str, stream: AsyncIterator[bytes]) -> None:
         """Store a blob as it comes; BadInputError if it is not the one that was announced."""
@@ -231,7 +248,7 @@ class Roles:
         """Return the folder of an unpacked code version; raise BlobMissingError if its blob was not sent."""
         target = self.directory / "code" / sha256[:16]
         async with self._unpacking:
-            if not target.exists():
+            if not _SHA256.fullmatch(sha256) or not target.exists():
                 if not self.has_blob(sha256):
                     raise BlobMissingError("this node has not been sent the code version", value=sha256)
                 target.parent.mkdir(exist_ok=True)

@@ -54,7 +54,7 @@ class Engine:
     program: str
     """Any of these names, separated by `|`: `valkey-server|redis-server`."""
     package: str
-    """The Debian package that brings it."""
+    """The Debian package that brings it, and what it needs beside it, separated by spaces."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -195,8 +195,10 @@ class Accounts:
         self._by_address.check(address)
         async with self._db.read() as session:
             user = await session.scalar(select(User).where(User.username == name))
-        known = await self._verify(_NOBODY if user is None else user.password_hash, form.password.get_secret_value())
-        if user is None or not known:
+        password = form.password.get_secret_value()
+        if user is None:
+            await self._hash(password)  # takes the time that a known name takes
+        if user is None or not await self._verify(user.password_hash, password):
             self._by_user.failed(name)
             self._by_address.failed(address)
             raise NotAuthenticatedError("user name or password is wrong", hint="check both and try again")
@@ -444,10 +446,6 @@ class Accounts:
         """Forget sessions and tokens that have expired."""
         async with self._db.write() as session:
             await session.execute(delete(Token).where(Token.expires < self._clock.now()))
-
-
-_NOBODY = HASHER.hash(secrets.token_urlsafe(12))
-"""Verified against for unknown names, so that they take the same time."""
 
 
 def _token_view(row: Token, secret: str | None = None) -> public.TokenView:

@@ -127,6 +127,17 @@ class Director(Process):
             accounts=self.accounts,
             code=self.code,
         )
+        self.internal = Internal(
+            db,
+            self.trust.deployment,
+            enrolment=self.enrolment,
+            ledger=self.ledger,
+            services=self.services,
+            reports=self.reports,
+            code=self.code,
+            vault=self.vault,
+            background=background,
+        )
 
     def _sites(self) -> Sequence[Site]:
         settings, db, clock = self.settings, self.db, self.clock
@@ -154,20 +165,9 @@ class Director(Process):
         routes: list[web.AbstractRouteDef] = [
             rpc.route(endpoint, handler, gate.authenticate) for endpoint, handler in served
         ]
-        internal = Internal(
-            db,
-            self.trust.deployment,
-            enrolment=self.enrolment,
-            ledger=self.ledger,
-            services=self.services,
-            reports=self.reports,
-            code=self.code,
-            vault=self.vault,
-            background=self.background,
-        )
         return [
             Site(settings.host, self._port, [*routes, *openapi.routes(__version__)], subapps=self._subapps()),
-            Site(settings.instances_host, settings.instances_port, internal.routes(), self.trust.server_context()),
+            Site(settings.instances_host, settings.instances_port, self.internal.routes(), self.trust.server_context()),
         ]
 
     def _subapps(self) -> Mapping[str, web.Application]:

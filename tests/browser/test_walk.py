@@ -39,9 +39,13 @@ async def fetch(url: str) -> str:
 
 
 async def page_says(url: str, words: str) -> None:
-    async with asyncio.timeout(30):
-        while words not in await fetch(url):
-            await asyncio.sleep(0.1)
+    text = ""
+    try:
+        async with asyncio.timeout(30):
+            while words not in (text := await fetch(url)):
+                await asyncio.sleep(0.1)
+    except TimeoutError:
+        raise AssertionError(f"the site never said {words!r}, but {text[:200]!r}") from None
 
 
 async def log_in(browser: Browser, url: str, troubles: list[str]) -> Page:
@@ -160,7 +164,7 @@ async def change_settings(page: Page) -> None:
     await settings.get_by_label("Memory limit").select_option("256M")  # S81
     await settings.get_by_role("button", name="save").click()  # S82
     await expect(page.locator(".toast", has_text="configure: done")).to_be_visible(timeout=SLOW_MS)
-    await page_says(await site(page), "256M")
+    await page_says(await site(page), str(256 << 20))
     await expect(settings.get_by_label("Memory limit")).to_have_value("256M")
 
 

@@ -49,7 +49,7 @@ class Recorder(RoleAgent[Wish]):
 
     async def apply(self, config: Wish) -> None:
         role = self.host.directory.name
-        self.on_disk.append(json.loads((self.host.directory.parents[1] / "roles.json").read_text()))
+        self.on_disk.append(stored(self.host.directory.parents[1]))
         if config.code is not None:
             await self.host.unpacked(config.code)
         if Recorder.hold is not None:
@@ -92,8 +92,9 @@ def roles(tmp_path: Path) -> Roles:
 
 
 def stored(folder: Path) -> dict[str, Any]:
+    """Return what is wanted, by role, as it stands on disk."""
     found: dict[str, Any] = json.loads((folder / "roles.json").read_text())
-    return found
+    return {role: known["wanted"] for role, known in found.items()}
 
 
 async def body(*pieces: bytes) -> AsyncIterator[bytes]:
@@ -262,7 +263,14 @@ async def test_after_a_restart_everything_is_made_so_again(roles: Roles, tmp_pat
 
 async def test_what_cannot_be_restored_stays_wanted_and_holds_nothing_else_up(roles: Roles, tmp_path: Path) -> None:
     await roles.apply({"web": {"port": 2}, "php": {"port": 3}})
-    (tmp_path / "roles.json").write_text(json.dumps({"web": {"port": 2, "code": "0" * 64}, "php": {"port": 3}}))
+    (tmp_path / "roles.json").write_text(
+        json.dumps(
+            {
+                role: {"wanted": config, "made": config}
+                for role, config in {"web": {"port": 2, "code": "0" * 64}, "php": {"port": 3}}.items()
+            }
+        )
+    )
     again = fresh(tmp_path)
     await again.restore()
     status = await again.status()
@@ -387,6 +395,8 @@ async def test_a_blob_that_is_cut_off_is_not_kept(roles: Roles, tmp_path: Path) 
 @pytest.mark.parametrize("name", ["../roles.json", "..", "x/../../y", "", "A" * 64, "0" * 63])
 async def test_a_blob_has_the_name_of_a_hash_and_no_other(roles: Roles, tmp_path: Path, name: str) -> None:
     (tmp_path / "roles.json").write_text("{}")
+    for folder in ("blobs", "code"):
+        (tmp_path / folder).mkdir()
     assert not roles.has_blob(name)
     with pytest.raises((BadInputError, BlobMissingError)):
         await roles.unpacked(name)
@@ -468,3 +478,18 @@ def test_a_character_that_is_cut_by_the_limit_is_not_lost(with_logs: Roles, tmp_
         chunk = with_logs.read_log("agent.log", offset, 4)
         text, offset = text + chunk.text, chunk.next
     assert text == "aaaé€€"
+
+
+async def test_what_was_only_begun_when_the_daemon_ended_is_put_back_to_what_it_was(
+    roles: Roles, tmp_path: Path
+) -> None:
+    known = {"web": {"wanted": {"port": 9}, "made": {"port": 2}}, "php": {"wanted": {"port": 3}, "made": None}}
+    (tmp_path / "roles.json").write_text(json.dumps(known))
+
+    await roles.restore()
+
+    status = await roles.status()
+    assert stored(tmp_path) == {"web": {"port": 2}, "php": {"port": 3}}
+    assert status["web"].healthy
+    assert not status["php"].healthy  # known, so that it can be stopped, and left to the manager
+    assert status["php"].detail == "not applied yet"

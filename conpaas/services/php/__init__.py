@@ -3,6 +3,9 @@
 from conpaas.core.service import Engine, Role, ServiceType
 from conpaas.services.php.messages import DEFAULT_VERSION, HTTP_PORT, PhpSettings
 
+_EXTENSIONS = ("bcmath", "curl", "gd", "intl", "mbstring", "mysql", "sqlite3", "xml", "zip")  # what applications expect
+_PHP_PACKAGES = ("fpm", "cli", *_EXTENSIONS)
+
 SERVICE = ServiceType(
     name="php",
     title="PHP web application",
@@ -38,7 +41,10 @@ SERVICE = ServiceType(
     engines=(
         Engine(program="haproxy", package="haproxy"),
         Engine(program="nginx", package="nginx"),
-        Engine(program=f"php-fpm{DEFAULT_VERSION}", package=f"php{DEFAULT_VERSION}-fpm"),
+        Engine(
+            program=f"php-fpm{DEFAULT_VERSION}",
+            package=" ".join([*(f"php{DEFAULT_VERSION}-{part}" for part in _PHP_PACKAGES), "php-redis"]),
+        ),
         Engine(program="valkey-server|redis-server", package="redis-server"),
     ),
     takes_code=True,
