@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -11,8 +12,10 @@ from sqlalchemy import event
 from benchmarks import bench
 from benchmarks.bench import Bench
 from benchmarks.goals import Measured, medians
-from conpaas.core import rpc
+from conpaas.core import rpc, tasks
+from conpaas.core.clock import SYSTEM_CLOCK
 from conpaas.core.messages import public
+from conpaas.core.states import NodeState
 from conpaas.director.app import Director
 from conpaas.director.settings import DirectorSettings
 from conpaas.sdk import Conpaas, connect
@@ -31,6 +34,9 @@ async def lists(b: Bench) -> Mapping[str, Measured]:
     async with b.director() as deployment:
         for _ in range(SERVICES):
             await deployment.client.create(type="php")
+        await tasks.wait_for(
+            partial(_at_rest, deployment.client), timeout_s=bench.DEADLINE_S, what="managers", clock=SYSTEM_CLOCK
+        )
         await asyncio.sleep(_SETTLE_S)
         url, header = await _login(deployment.demo.url, deployment.demo.known())
         body = await _body(url, header)
@@ -42,6 +48,11 @@ async def lists(b: Bench) -> Mapping[str, Measured]:
                 floors.append(await bench.wrk(bare_url, b.effort.load_s, connections=_CONNECTIONS))
                 b.say(f"lists {number + 1}: {values[-1]:.0f}/s of {len(body)} bytes, bare {floors[-1]:.0f}/s")
     return {"list_services": medians(values, floors)}
+
+
+async def _at_rest(client: Conpaas) -> bool | None:
+    nodes = [node for service in await client.services() for node in service.nodes]
+    return True if all(node.state is NodeState.SERVING for node in nodes) else None
 
 
 async def _login(url: str, known: Any) -> tuple[str, str]:

@@ -158,4 +158,3 @@ def done(request: web.Request, where: str, message: str = "") -> web.Response:
 def wants_json(request: web.Request) -> bool:
     """Tell whether one of our scripts asks."""
     return "application/json" in request.headers.get("Accept", "")
-

@@ -51,9 +51,7 @@ async def refuse_forgeries(request: web.Request, handler: Handler) -> web.Stream
     if request.method not in _HARMLESS:
         origin = request.headers.get("Origin")
         if origin is not None and urlsplit(origin).netloc != request.host:
-            raise ForbiddenError(
-                f"a page of {origin} may not act here", value=origin, hint="use the form on our page"
-            )
+            raise ForbiddenError(f"a page of {origin} may not act here", value=origin, hint="use the form on our page")
         token = request.headers.get("X-CSRF-Token")
         if token is None and request.content_type in _FORMS:
             token = str((await request.post()).get("csrf", ""))
@@ -86,7 +84,9 @@ async def _http_error(request: web.Request, exc: web.HTTPException) -> web.Strea
     if exc.status < 400:
         raise exc
     if exc.status == 404:
-        return await _error(request, NotFoundError("there is no such page", value=request.path, hint="go to the dashboard"))
+        return await _error(
+            request, NotFoundError("there is no such page", value=request.path, hint="go to the dashboard")
+        )
     return await _error(request, ConpaasError(exc.reason), exc.status)
 
 

@@ -21,9 +21,7 @@ class StaticFiles:
     """The files below `static/`, read from the disk when asked for."""
 
     def __init__(self, root: Path = ROOT) -> None:
-        self._files = {
-            path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()
-        }
+        self._files = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
         digest = hashlib.sha256()
         for name, path in self._files.items():
             digest.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())

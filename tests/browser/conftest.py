@@ -6,10 +6,10 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import pytest
-
 from playwright.async_api import Browser, Page, expect
 
-
+from conpaas.core import tasks
+from conpaas.core.clock import SYSTEM_CLOCK
 from conpaas.core.process import Process, Site
 from conpaas.web import app as ui
 from tests.browser import demo
@@ -63,9 +63,11 @@ class Stage:
 
     async def listening(self) -> None:
         """Wait until a page listens to the API's events."""
-        async with asyncio.timeout(10):
-            while not self.api.listeners:
-                await asyncio.sleep(0.01)
+
+        async def listener() -> bool | None:
+            return True if self.api.listeners else None
+
+        await tasks.wait_for(listener, timeout_s=10, what="a page that listens", clock=SYSTEM_CLOCK)
 
 
 def watch(page: Page, troubles: list[str]) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 from playwright.async_api import Browser, async_playwright
 
 from conpaas import sdk
+from conpaas.core import tasks
+from conpaas.core.clock import SYSTEM_CLOCK
 from conpaas.director.app import Director
 from conpaas.director.settings import DirectorSettings
 from conpaas.web import app as ui
@@ -66,14 +68,14 @@ async def running(directory: Path, *, block: str = "127.143.0.0/24", **settings:
 async def _end_services(director: Director) -> None:
     """Terminate every service and wait until its instances are gone."""
     session = await sdk.login(director.url, ADMIN, PASSWORD)
-    async with (
-        asyncio.timeout(END_TIMEOUT_S),
-        sdk.connect(director.url, session.token.get_secret_value()) as api,
-    ):
+    async with sdk.connect(director.url, session.token.get_secret_value()) as api:
         for service in await api.services():
             await api.terminate(service.id)
-        while await api.services():
-            await asyncio.sleep(0.1)
+
+        async def none_left() -> bool | None:
+            return None if await api.services() else True
+
+        await tasks.wait_for(none_left, timeout_s=END_TIMEOUT_S, what="the end of all services", clock=SYSTEM_CLOCK)
 
 
 @asynccontextmanager

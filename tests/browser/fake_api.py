@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from math import sin
 from typing import Any
 
@@ -13,7 +14,8 @@ from pydantic import Field, SecretStr
 from conpaas.core import plugins, rpc
 from conpaas.core.errors import ConflictError, NotAuthenticatedError, NotFoundError
 from conpaas.core.messages import manager, public
-from conpaas.core.messages.base import Endpoint, Message, Secret, Who
+from conpaas.core.messages.base import Endpoint, Message, Who
+from conpaas.core.messages.internal import StateHistory
 from conpaas.core.messages.model import (
     Ack,
     CodeVersionView,
@@ -37,10 +39,8 @@ from conpaas.core.messages.public import (
     TokenView,
     UserView,
 )
-from conpaas.core.messages.internal import StateHistory
 from conpaas.core.service import PACKAGE, ServiceType
 from conpaas.core.states import NodeState, OperationState, ServiceState
-
 
 TOKEN = "fake-session"
 NOW = datetime.now(UTC)
@@ -68,24 +68,47 @@ def kinds() -> tuple[ServiceTypeView, ...]:
     """Return the real php type, a made-up one, and one that is disabled."""
     php = plugins.discover(PACKAGE, "SERVICE", ServiceType)["php"]
     roles = tuple(
-        public.RoleView(name=role.name, title=role.title, description=role.description, minimum=role.minimum,
-                        maximum=role.maximum, initial=role.initial, scalable=role.scalable)
+        public.RoleView(
+            name=role.name,
+            title=role.title,
+            description=role.description,
+            minimum=role.minimum,
+            maximum=role.maximum,
+            initial=role.initial,
+            scalable=role.scalable,
+        )
         for role in php.roles
     )
     return (
         ServiceTypeView(
-            name="php", title=php.title, description=php.description, icon=php.icon, roles=roles,
-            settings=php.settings.model_json_schema(), takes_code=True,
+            name="php",
+            title=php.title,
+            description=php.description,
+            icon=php.icon,
+            roles=roles,
+            settings=php.settings.model_json_schema(),
+            takes_code=True,
         ),
         ServiceTypeView(
-            name="kv", title="In-memory key-value store", description="Keeps values in memory, copied between nodes.",
+            name="kv",
+            title="In-memory key-value store",
+            description="Keeps values in memory, copied between nodes.",
             icon="database",
-            roles=(public.RoleView(name="router", title="Router", minimum=1), public.RoleView(name="store", title="Store", minimum=1)),
+            roles=(
+                public.RoleView(name="router", title="Router", minimum=1),
+                public.RoleView(name="store", title="Store", minimum=1),
+            ),
             settings=GenericSettings.model_json_schema(),
             commands=(public.CommandView(name="backup", title="Make a backup", arguments=Backup.model_json_schema()),),
         ),
         ServiceTypeView(
-            name="mysql", title="SQL database", description="", icon="database", roles=(), settings={}, enabled=False,
+            name="mysql",
+            title="SQL database",
+            description="",
+            icon="database",
+            roles=(),
+            settings={},
+            enabled=False,
             reason="mariadbd is not installed here",
         ),
     )
@@ -94,14 +117,24 @@ def kinds() -> tuple[ServiceTypeView, ...]:
 def node(number: int, state: NodeState, *roles: str, kind: str = "agent", reason: str = "") -> NodeView:
     return NodeView.model_validate(
         {
-            "id": f"ins-{number}", "kind": kind, "cloud": "local", "cloud_id": str(number), "address": f"127.20.0.{number - 15700}",
-            "state": state, "roles": roles, "created": NOW - timedelta(minutes=11), "since": NOW - timedelta(minutes=5),
-            "metrics": {"cpu": 0.12, "memory": 47185920.0}, "reason": reason,
+            "id": f"ins-{number}",
+            "kind": kind,
+            "cloud": "local",
+            "cloud_id": str(number),
+            "address": f"127.20.0.{number - 15700}",
+            "state": state,
+            "roles": roles,
+            "created": NOW - timedelta(minutes=11),
+            "since": NOW - timedelta(minutes=5),
+            "metrics": {"cpu": 0.12, "memory": 47185920.0},
+            "reason": reason,
         }
     )
 
 
-def service(number: int, name: str, kind: str, state: ServiceState, nodes: tuple[NodeView, ...], **more: Any) -> ServiceView:
+def service(
+    number: int, name: str, kind: str, state: ServiceState, nodes: tuple[NodeView, ...], **more: Any
+) -> ServiceView:
     actions = {
         ServiceState.INIT: ("start", "terminate"),
         ServiceState.RUNNING: ("stop", "scale", "configure"),
@@ -110,9 +143,20 @@ def service(number: int, name: str, kind: str, state: ServiceState, nodes: tuple
         ServiceState.ERROR: ("start", "stop", "terminate"),
     }.get(state, ())
     fields: dict[str, Any] = {
-        "id": f"svc-{number}", "name": name, "type": kind, "application": "app-1", "owner": "usr-1", "cloud": "local",
-        "state": state, "since": NOW - timedelta(minutes=4), "created": NOW - timedelta(minutes=11), "generation": 3,
-        "wanted": Wanted(roles={"proxy": 1, "web": 2, "php": 1}), "nodes": nodes, "actions": actions, **more,
+        "id": f"svc-{number}",
+        "name": name,
+        "type": kind,
+        "application": "app-1",
+        "owner": "usr-1",
+        "cloud": "local",
+        "state": state,
+        "since": NOW - timedelta(minutes=4),
+        "created": NOW - timedelta(minutes=11),
+        "generation": 3,
+        "wanted": Wanted(roles={"proxy": 1, "web": 2, "php": 1}),
+        "nodes": nodes,
+        "actions": actions,
+        **more,
     }
     return ServiceView(**fields)
 
@@ -128,39 +172,131 @@ class FakeApi:
         self.fail: dict[str, Exception] = {}
         url = {"application": "http://127.20.0.52:8080/"}
         operation = OperationView(
-            id="op-2", service="svc-2", kind="scale", state=OperationState.RUNNING, done=2, total=3, message="2 of 3 nodes serving",
-            created=NOW, deadline=NOW + timedelta(minutes=15), actor="ada",
+            id="op-2",
+            service="svc-2",
+            kind="scale",
+            state=OperationState.RUNNING,
+            done=2,
+            total=3,
+            message="2 of 3 nodes serving",
+            created=NOW,
+            deadline=NOW + timedelta(minutes=15),
+            actor="ada",
         )
-        manager_node = lambda n: node(n, NodeState.SERVING, kind="manager")  # noqa: E731
+        manager_node = partial(node, state=NodeState.SERVING, kind="manager")
         self.services = [
-            service(1, "New Php Service", "php", ServiceState.INIT, (manager_node(15751),), wanted=Wanted(roles={"proxy": 1, "web": 0, "php": 0})),
             service(
-                2, "Guestbook", "php", ServiceState.ADAPTING,
-                (manager_node(15761).model_copy(update={"roles": ("sessions",)}), node(15762, NodeState.SERVING, "proxy"), node(15763, NodeState.SERVING, "web"),
-                 node(15764, NodeState.BOOTING, "web"), node(15765, NodeState.SERVING, "php"), node(15766, NodeState.LOST, "php", reason="did not answer for 10 s")),
-                urls=url, facts={"requests/s": "128", "response time": "12 ms"}, operation=operation,
+                1,
+                "New Php Service",
+                "php",
+                ServiceState.INIT,
+                (manager_node(15751),),
+                wanted=Wanted(roles={"proxy": 1, "web": 0, "php": 0}),
             ),
-            service(3, "Shared shop", "php", ServiceState.RUNNING, (manager_node(15771), node(15772, NodeState.SERVING, "proxy", "web", "php")), urls=url,
-                    facts={"requests/s": "3"}, application="app-2", wanted=Wanted(roles={"proxy": 1, "web": 0, "php": 0})),
-            service(4, "Cache", "kv", ServiceState.ERROR, (manager_node(15781), node(15782, NodeState.DEGRADED, "router", "store"), *(node(15783 + n, NodeState.SERVING, "store") for n in range(9))),
-                    reason="the cloud has no room for another instance", application="app-2", wanted=Wanted(roles={"router": 1, "store": 9})),
+            service(
+                2,
+                "Guestbook",
+                "php",
+                ServiceState.ADAPTING,
+                (
+                    manager_node(15761).model_copy(update={"roles": ("sessions",)}),
+                    node(15762, NodeState.SERVING, "proxy"),
+                    node(15763, NodeState.SERVING, "web"),
+                    node(15764, NodeState.BOOTING, "web"),
+                    node(15765, NodeState.SERVING, "php"),
+                    node(15766, NodeState.LOST, "php", reason="did not answer for 10 s"),
+                ),
+                urls=url,
+                facts={"requests/s": "128", "response time": "12 ms"},
+                operation=operation,
+            ),
+            service(
+                3,
+                "Shared shop",
+                "php",
+                ServiceState.RUNNING,
+                (manager_node(15771), node(15772, NodeState.SERVING, "proxy", "web", "php")),
+                urls=url,
+                facts={"requests/s": "3"},
+                application="app-2",
+                wanted=Wanted(roles={"proxy": 1, "web": 0, "php": 0}),
+            ),
+            service(
+                4,
+                "Cache",
+                "kv",
+                ServiceState.ERROR,
+                (
+                    manager_node(15781),
+                    node(15782, NodeState.DEGRADED, "router", "store"),
+                    *(node(15783 + n, NodeState.SERVING, "store") for n in range(9)),
+                ),
+                reason="the cloud has no room for another instance",
+                application="app-2",
+                wanted=Wanted(roles={"router": 1, "store": 9}),
+            ),
         ]
         self.operations = [
             operation,
-            operation.model_copy(update={"id": "op-1", "kind": "start", "state": OperationState.DONE, "message": "", "finished": NOW}),
-            operation.model_copy(update={"id": "op-0", "kind": "activate", "state": OperationState.FAILED, "message": "", "error": "code-abc123 is gone", "finished": NOW}),
+            operation.model_copy(
+                update={"id": "op-1", "kind": "start", "state": OperationState.DONE, "message": "", "finished": NOW}
+            ),
+            operation.model_copy(
+                update={
+                    "id": "op-0",
+                    "kind": "activate",
+                    "state": OperationState.FAILED,
+                    "message": "",
+                    "error": "code-abc123 is gone",
+                    "finished": NOW,
+                }
+            ),
         ]
         self.code = [
-            CodeVersionView(id="code-y3gOfi", filename="guestbook.zip", sha256="0" * 64, size=48213, created=NOW - timedelta(minutes=2), active=True),
-            CodeVersionView(id="code-default", filename="code-default.tar.gz", sha256="1" * 64, size=912, created=NOW - timedelta(minutes=11)),
+            CodeVersionView(
+                id="code-y3gOfi",
+                filename="guestbook.zip",
+                sha256="0" * 64,
+                size=48213,
+                created=NOW - timedelta(minutes=2),
+                active=True,
+            ),
+            CodeVersionView(
+                id="code-default",
+                filename="code-default.tar.gz",
+                sha256="1" * 64,
+                size=912,
+                created=NOW - timedelta(minutes=11),
+            ),
         ]
-        self.applications = [ApplicationView(id="app-1", name="default", created=NOW), ApplicationView(id="app-2", name="Shop", created=NOW), ApplicationView(id="app-3", name="Empty", created=NOW)]
-        self.tokens = [TokenView(id="tok-1", name="laptop", scopes=("read", "write"), created=NOW, expires=NOW + timedelta(days=90))]
-        self.keys = [KeyView(id="key-1", name="laptop", fingerprint="SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8", created=NOW)]
+        self.applications = [
+            ApplicationView(id="app-1", name="default", created=NOW),
+            ApplicationView(id="app-2", name="Shop", created=NOW),
+            ApplicationView(id="app-3", name="Empty", created=NOW),
+        ]
+        self.tokens = [
+            TokenView(
+                id="tok-1", name="laptop", scopes=("read", "write"), created=NOW, expires=NOW + timedelta(days=90)
+            )
+        ]
+        self.keys = [
+            KeyView(
+                id="key-1", name="laptop", fingerprint="SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8", created=NOW
+            )
+        ]
 
     def me(self) -> UserView:
-        return UserView(id="usr-1", username="ada", email="ada@example.org", first_name=self.name, last_name="Lovelace",
-                        affiliation="Analytical Engines", admin=True, credits=self.credits, created=NOW - timedelta(days=3))
+        return UserView(
+            id="usr-1",
+            username="ada",
+            email="ada@example.org",
+            first_name=self.name,
+            last_name="Lovelace",
+            affiliation="Analytical Engines",
+            admin=True,
+            credits=self.credits,
+            created=NOW - timedelta(days=3),
+        )
 
     def one(self, name: str) -> ServiceView:
         for item in self.services:
@@ -179,12 +315,21 @@ class FakeApi:
     def points(self) -> tuple[MetricPoint, ...]:
         return tuple(
             MetricPoint(
-                at=datetime.now(UTC) - timedelta(seconds=5 * (120 - n)), node=where,
-                values={"request_rate": 120 + 30 * sin(n / 9), "error_rate": max(0.0, sin(n / 7) - 0.9), "throughput": 2e6 + 5e5 * sin(n / 11),
-                        "response_p50": 9 + sin(n / 5), "response_p95": 22 + 4 * sin(n / 8), "response_p99": 41 + 9 * sin(n / 6)}
-                if not where else {"cpu": 0.2 + 0.1 * sin(n / 9), "memory": 4.7e7},
+                at=datetime.now(UTC) - timedelta(seconds=5 * (120 - n)),
+                node=where,
+                values={
+                    "request_rate": 120 + 30 * sin(n / 9),
+                    "error_rate": max(0.0, sin(n / 7) - 0.9),
+                    "throughput": 2e6 + 5e5 * sin(n / 11),
+                    "response_p50": 9 + sin(n / 5),
+                    "response_p95": 22 + 4 * sin(n / 8),
+                    "response_p99": 41 + 9 * sin(n / 6),
+                }
+                if not where
+                else {"cpu": 0.2 + 0.1 * sin(n / 9), "memory": 4.7e7},
             )
-            for n in range(120) for where in ("", "ins-15762")
+            for n in range(120)
+            for where in ("", "ins-15762")
         )
 
     def routes(self) -> list[web.RouteDef]:
@@ -236,10 +381,14 @@ class FakeApi:
         return public.ServiceTypes(items=kinds())
 
     def on_list_clouds(self, *_: Any) -> Message:
-        return public.Clouds(items=(
-            CloudView(name="local", title="Local", driver="local", default=True, instances=7),
-            CloudView(name="ec2", title="Amazon EC2", driver="ec2", enabled=False, reason="no credentials are configured"),
-        ))
+        return public.Clouds(
+            items=(
+                CloudView(name="local", title="Local", driver="local", default=True, instances=7),
+                CloudView(
+                    name="ec2", title="Amazon EC2", driver="ec2", enabled=False, reason="no credentials are configured"
+                ),
+            )
+        )
 
     def on_list_applications(self, *_: Any) -> Message:
         return public.Applications(items=tuple(self.applications))
@@ -256,7 +405,13 @@ class FakeApi:
         return changed
 
     def on_create_service(self, _: Any, body: public.CreateService) -> Message:
-        made = service(9, body.name or "New Php Service", body.type, ServiceState.INIT, (node(15799, NodeState.BOOTING, kind="manager"),))
+        made = service(
+            9,
+            body.name or "New Php Service",
+            body.type,
+            ServiceState.INIT,
+            (node(15799, NodeState.BOOTING, kind="manager"),),
+        )
         self.services.append(made)
         return made
 
@@ -285,7 +440,9 @@ class FakeApi:
         size = 0
         async for chunk in call.chunks():
             size += len(chunk)
-        made = CodeVersionView(id=f"code-up{len(self.code)}", filename=call.http.query["filename"], sha256="2" * 64, size=size, created=NOW)
+        made = CodeVersionView(
+            id=f"code-up{len(self.code)}", filename=call.http.query["filename"], sha256="2" * 64, size=size, created=NOW
+        )
         self.code.insert(0, made)
         return made
 
@@ -297,20 +454,41 @@ class FakeApi:
         return public.Operations(items=tuple(item for item in self.operations if item.service == wanted))
 
     def on_get_states(self, *_: Any) -> Message:
-        return StateHistory(changes=(
-            StateChange(state=ServiceState.INIT, at=NOW - timedelta(minutes=11), actor="ada"),
-            StateChange(state=ServiceState.PROLOGUE, at=NOW - timedelta(minutes=10), actor="ada", reason="start"),
-            StateChange(state=ServiceState.RUNNING, at=NOW - timedelta(minutes=9), actor="manager"),
-        ))
+        return StateHistory(
+            changes=(
+                StateChange(state=ServiceState.INIT, at=NOW - timedelta(minutes=11), actor="ada"),
+                StateChange(state=ServiceState.PROLOGUE, at=NOW - timedelta(minutes=10), actor="ada", reason="start"),
+                StateChange(state=ServiceState.RUNNING, at=NOW - timedelta(minutes=9), actor="manager"),
+            )
+        )
 
     def on_get_history(self, *_: Any) -> Message:
-        return public.History(items=(EventView(id=2, at=NOW, kind="scale", actor="ada", service="svc-2", message="web +1", before='{"web":1}', after='{"web":2}'),), next="2")
+        return public.History(
+            items=(
+                EventView(
+                    id=2,
+                    at=NOW,
+                    kind="scale",
+                    actor="ada",
+                    service="svc-2",
+                    message="web +1",
+                    before='{"web":1}',
+                    after='{"web":2}',
+                ),
+            ),
+            next="2",
+        )
 
     def on_get_metrics(self, *_: Any) -> Message:
         return public.Metrics(points=self.points())
 
     def on_list_logs(self, *_: Any) -> Message:
-        return manager.ManagerLogs(logs=(LogName(node="manager", name="manager.log", size=2048), LogName(node="ins-15762", name="haproxy.out", size=100)))
+        return manager.ManagerLogs(
+            logs=(
+                LogName(node="manager", name="manager.log", size=2048),
+                LogName(node="ins-15762", name="haproxy.out", size=100),
+            )
+        )
 
     async def on_follow_log(self, call: Any, _: Any) -> web.StreamResponse:
         text = "".join(f"2026-07-24T12:00:{n:02d}Z info     stage-applied  stage={n} nodes=3\n" for n in range(60))
@@ -335,7 +513,14 @@ class FakeApi:
         return public.Tokens(items=tuple(self.tokens))
 
     def on_create_token(self, _: Any, body: public.CreateToken) -> Message:
-        made = TokenView(id="tok-2", name=body.name, scopes=body.scopes, created=NOW, expires=NOW, secret=SecretStr("conpaas-secret-once"))
+        made = TokenView(
+            id="tok-2",
+            name=body.name,
+            scopes=body.scopes,
+            created=NOW,
+            expires=NOW,
+            secret=SecretStr("conpaas-secret-once"),
+        )
         self.tokens.append(made.model_copy(update={"secret": None}))
         return made
 
@@ -343,14 +528,22 @@ class FakeApi:
         return public.Keys(items=tuple(self.keys))
 
     def on_list_users(self, *_: Any) -> Message:
-        other = self.me().model_copy(update={"id": "usr-2", "username": "gpierre", "admin": False, "disabled": True, "credits": 12})
+        other = self.me().model_copy(
+            update={"id": "usr-2", "username": "gpierre", "admin": False, "disabled": True, "credits": 12}
+        )
         return public.Users(items=(self.me(), other))
 
     def on_grant(self, call: Any, body: public.Grant) -> Message:
-        return self.me().model_copy(update={"id": call.params["user"], "username": "gpierre", "credits": 12 + body.amount})
+        return self.me().model_copy(
+            update={"id": call.params["user"], "username": "gpierre", "credits": 12 + body.amount}
+        )
 
     def on_list_instances(self, *_: Any) -> Message:
-        rows = [InstanceRow(**dict(item), service=of.id, owner=of.owner, charged=2) for of in self.services for item in of.nodes]
+        rows = [
+            InstanceRow(**dict(item), service=of.id, owner=of.owner, charged=2)
+            for of in self.services
+            for item in of.nodes
+        ]
         return public.InstanceRows(items=tuple(rows))
 
     def on_run_command(self, *_: Any) -> Message:

@@ -46,7 +46,9 @@ async def test_every_page_fits_its_screen_and_breaks_no_policy(stage: Stage, wid
 
 async def test_names_are_only_ever_text(stage: Stage) -> None:
     api = stage.api
-    api.services = [item.model_copy(update={"name": NASTY, "reason": NASTY, "facts": {NASTY: NASTY}}) for item in api.services]
+    api.services = [
+        item.model_copy(update={"name": NASTY, "reason": NASTY, "facts": {NASTY: NASTY}}) for item in api.services
+    ]
     api.applications = [item.model_copy(update={"name": NASTY}) for item in api.applications]
     api.code = [item.model_copy(update={"filename": NASTY, "description": NASTY}) for item in api.code]
     api.operations = [item.model_copy(update={"message": NASTY, "error": NASTY}) for item in api.operations]
@@ -103,7 +105,9 @@ async def test_a_service_that_is_gone_leads_back_to_the_dashboard(stage: Stage) 
 async def test_an_operation_that_failed_is_told_and_stays_until_it_is_put_away(stage: Stage) -> None:
     page = await stage.visit("/services/svc-2")
     await stage.listening()
-    failed = stage.api.operations[0].model_copy(update={"state": OperationState.FAILED, "error": "2 of 3 nodes never booted"})
+    failed = stage.api.operations[0].model_copy(
+        update={"state": OperationState.FAILED, "error": "2 of 3 nodes never booted"}
+    )
     stage.api.publish(Live(kind="operation", operation=failed))
     toast = page.get_by_role("alert").locator(".toast")
     await expect(toast).to_contain_text("scale failed")

@@ -1,6 +1,5 @@
-"""The slides, screen by screen (S28-S83), as a user walks through them: a real director, the local cloud, real engines."""
+"""The slides, screen by screen (S28-S83), as a user walks: a real director, the local cloud, real engines."""
 
-import asyncio
 import io
 import re
 import tarfile
@@ -11,6 +10,8 @@ import aiohttp
 import pytest
 from playwright.async_api import Browser, Page, expect
 
+from conpaas.core import tasks
+from conpaas.core.clock import SYSTEM_CLOCK
 from tests.browser import demo
 from tests.browser.conftest import watch
 
@@ -22,7 +23,10 @@ CREDITS = "#credits"
 
 def site_archive() -> bytes:
     """Return an application that says who it is."""
-    files = {"index.php": b"<?php echo 'second ', PHP_MAJOR_VERSION, ' ', ini_get('memory_limit');", "style.css": b"b{}"}
+    files = {
+        "index.php": b"<?php echo 'second ', PHP_MAJOR_VERSION, ' ', ini_get('memory_limit');",
+        "style.css": b"b{}",
+    }
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w:gz") as archive:
         for name, content in files.items():
@@ -39,13 +43,10 @@ async def fetch(url: str) -> str:
 
 
 async def page_says(url: str, words: str) -> None:
-    text = ""
-    try:
-        async with asyncio.timeout(30):
-            while words not in (text := await fetch(url)):
-                await asyncio.sleep(0.1)
-    except TimeoutError:
-        raise AssertionError(f"the site never said {words!r}, but {text[:200]!r}") from None
+    async def said() -> bool | None:
+        return True if words in await fetch(url) else None
+
+    await tasks.wait_for(said, timeout_s=30, what=f"a page that says {words!r}", clock=SYSTEM_CLOCK)
 
 
 async def log_in(browser: Browser, url: str, troubles: list[str]) -> Page:
@@ -74,7 +75,7 @@ async def test_a_user_walks_through_the_slides(tmp_path: Path, new_address: Call
         await look_at_logs_and_history(page)
         await dashboard_card(page)
         await stop_and_terminate(page)
-        assert troubles == []
+        assert [line for line in troubles if "status of 422" not in line] == []  # the refused archive's
 
 
 async def create(page: Page) -> None:
@@ -216,7 +217,7 @@ async def test_a_visitor_registers_with_a_proof_of_work(tmp_path: Path, new_addr
         await form.get_by_label("email").fill("grace@example.org")
         await form.get_by_label("password", exact=True).fill("a long password")
         await form.get_by_label("retype password").fill("a long password")
-        await form.get_by_role("checkbox").check()
+        # the widget has begun to work when the form got the focus
         await expect(form.locator("[data-state=verified]")).to_be_visible(timeout=SLOW_MS)
         await form.get_by_role("button", name="register").click()
         await expect(page.locator(".who")).to_have_text("grace")

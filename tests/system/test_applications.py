@@ -26,6 +26,7 @@ from tests.fakes.load import Load, Reply, fetch
 from tests.fakes.stand import Stand, agents, stand
 
 ADMINER, DOKUWIKI = Path("/usr/share/adminer"), Path("/usr/share/dokuwiki")
+DATA_FOLDERS = ("attic", "cache", "index", "locks", "log", "media", "media_attic", "media_meta", "meta", "pages", "tmp")
 PASSWORD = "a wiki's password"
 Place: TypeAlias = tuple[str, int]
 
@@ -53,7 +54,7 @@ class Visitor:
     async def _ask(self, method: str, place: Place, path: str, form: Mapping[str, str] | None) -> Reply:
         url = URL(f"http://{place[0]}:{place[1]}{path}", encoded=True)
         cookies = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
-        headers = {"Host": f"{self.site[0]}:{self.site[1]}", "X-Forwarded-Port": str(self.site[1]), "Cookie": cookies}
+        headers = {"Host": f"{self.site[0]}:{self.site[1]}", "Cookie": cookies}
         async with (
             aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session,
             session.request(method, url, data=form, headers=headers, allow_redirects=False) as answer,
@@ -109,13 +110,16 @@ async def site() -> AsyncIterator[Site]:
 
 def unpacked(source: Path, target: Path) -> Path:
     """Copy what a distribution has spread over the machine back into one folder, with files in the place of links."""
-    shutil.copytree(source, target, ignore=_unreadable, ignore_dangling_symlinks=True)
+    shutil.copytree(source, target, ignore=_left_out, ignore_dangling_symlinks=True)
     return target
 
 
-def _unreadable(folder: str, names: list[str]) -> list[str]:
-    paths = ((name, Path(folder, name)) for name in names)
-    return [name for name, path in paths if not path.exists() or not path.stat().st_mode & 0o004]
+def _left_out(folder: str, names: list[str]) -> list[str]:
+    """Leave out what we may not read, and all languages but English: DokuWiki's download page offers that, too."""
+    paths = [(name, Path(folder, name)) for name in names]
+    unreadable = {name for name, path in paths if not path.exists() or not path.stat().st_mode & 0o004}
+    foreign = {name for name, path in paths if path.parent.name == "lang" and path.is_dir() and name != "en"}
+    return [*unreadable | foreign]
 
 
 @pytest.mark.skipif(not ADMINER.is_dir(), reason="adminer is not installed")
@@ -191,20 +195,14 @@ async def test_dokuwiki_is_logged_in_to_and_written_to(site: Site, tmp_path: Pat
     assert b"Hello from <strong>the test</strong>" in (await visitor.get(first, "/doku.php?id=start")).body
     assert b"This topic does not exist yet" in (await visitor.get(second, "/doku.php?id=start")).body
 
-
-async def test_on_one_php_node_everybody_finds_what_was_written(site: Site) -> None:
-    """The node that stays is the one made first. Scaling down loses no request; what the other one had is lost."""
-    if not (await fetch(*site.place, "/doku.php")).body:
-        pytest.skip("dokuwiki is not deployed")
-    visitor = Visitor(site.place)
-    form = hidden((await visitor.get(site.backends[0], "/doku.php?id=stays&do=edit")).body)
-    form |= {"wikitext": "This stays", "do[save]": "Save", "summary": ""}
-    assert (await visitor.post(site.backends[0], "/doku.php", form)).status == 302
-    async with Load(*site.place, paths=("/doku.php?id=wiki:none", "/lib/images/throbber.gif"), clients=2) as load:
+    # On one php node everybody finds what was written there: the node that stays is the one made first.
+    async with Load(*place, paths=("/doku.php?id=wiki:none", picture), clients=2) as load:
         await site.here.client.scale(site.view.id, {"php": -1}, wait=True)
     assert load.failures == []
     for _ in range(4):
-        assert b"This stays" in (await visitor.get(site.place, "/doku.php?id=stays")).body
+        assert b"Hello from <strong>the test</strong>" in (await visitor.get(place, "/doku.php?id=start")).body
+    await site.here.client.scale(site.view.id, {"php": 1}, wait=True)
+    site.view = await site.here.running(site.view.id, 4)
 
 
 def hidden(page: bytes) -> dict[str, str]:
@@ -227,7 +225,7 @@ def dokuwiki(folder: Path) -> Path:
     (conf / "acl.auth.php").write_text("# <?php exit()?>\n*               @ALL        8\n")
     secret = hashlib.sha1(PASSWORD.encode()).hexdigest()  # one of the forms that it knows
     (conf / "users.auth.php").write_text(f"# <?php exit()?>\nada:{secret}:Ada:ada@example.org:admin,user\n")
-    for name in "attic cache index locks log media media_attic media_meta meta pages tmp".split():
+    for name in DATA_FOLDERS:
         (tree / "data" / name).mkdir(parents=True)
         (tree / "data" / name / "_dummy").touch()  # as upstream: an archive need not hold empty folders
     (tree / "data/.htaccess").write_text("Require all denied\n")

@@ -217,6 +217,7 @@ def test_what_is_not_a_single_root_is_not_stripped(place, contents):
         (tar_of(member("empty", tarfile.DIRTYPE)), "holds no files"),
         (zip_of({}), "holds no files"),
     ],
+    ids=range(10),
 )
 def test_what_is_no_archive_or_an_empty_one_is_refused(place, data, reason):
     assert place.refuses(data, match=reason).hint
@@ -265,6 +266,7 @@ def test_a_name_with_a_zero_byte_is_refused_in_every_kind(place):
         member("a", tarfile.SYMTYPE, link="/etc"),
         member("a", tarfile.LNKTYPE, link="b"),
     ],
+    ids=["symbolic", "absolute", "hard"],
 )
 def test_any_link_in_a_tar_is_refused_with_a_way_out(place, part):
     error = place.refuses(tar_of(member("b"), part), match="link")

@@ -59,9 +59,7 @@ async def register(request: web.Request) -> web.Response:
     words = {name: form.get(name, "") for name in names}
     api = await visits.nobodys_api(request)
     user = await api.register(
-        Registration.model_validate(
-            {**words, "password": SecretStr(password), "captcha": form.get("altcha", "")}
-        )
+        Registration.model_validate({**words, "password": SecretStr(password), "captcha": form.get("altcha", "")})
     )
     return await _begin(request, user.username, password)
 

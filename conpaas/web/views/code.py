@@ -35,12 +35,8 @@ async def checkout(request: web.Request) -> web.Response:
     """Make a code version of a git repository."""
     api = await visits.api(request)
     service, form = request.match_info["service"], await request.post()
-    version = await api.checkout(
-        service, str(form.get("url", "")).strip(), branch=str(form.get("branch", "")).strip()
-    )
-    return pages.done(
-        request, f"/services/{service}#code", f"{version.id} is checked out: activate it to use it"
-    )
+    version = await api.checkout(service, str(form.get("url", "")).strip(), branch=str(form.get("branch", "")).strip())
+    return pages.done(request, f"/services/{service}#code", f"{version.id} is checked out: activate it to use it")
 
 
 @routes.get(f"{VERSION}/download")

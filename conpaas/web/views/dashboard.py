@@ -16,9 +16,7 @@ routes = web.RouteTableDef()
 async def dashboard(request: web.Request) -> web.Response:
     """Show all services as cards, by application."""
     api = await visits.api(request)
-    me, types, applications, services = await asyncio.gather(
-        api.me(), api.types(), api.applications(), api.services()
-    )
+    me, types, applications, services = await asyncio.gather(api.me(), api.types(), api.applications(), api.services())
     return pages.page(
         request,
         "dashboard.html",
@@ -36,18 +34,14 @@ def _by_application(
     found: dict[str, list[ServiceView]] = defaultdict(list)
     for service in services:
         found[service.application].append(service)
-    return [
-        (application, found[application.id]) for application in applications if application.id in found
-    ]
+    return [(application, found[application.id]) for application in applications if application.id in found]
 
 
 @routes.get("/create")
 async def choose(request: web.Request) -> web.Response:
     """Show what can be created, and where."""
     api = await visits.api(request)
-    me, types, clouds, applications = await asyncio.gather(
-        api.me(), api.types(), api.clouds(), api.applications()
-    )
+    me, types, clouds, applications = await asyncio.gather(api.me(), api.types(), api.clouds(), api.applications())
     chosen = next((cloud.name for cloud in clouds if cloud.default and cloud.enabled), None)
     chosen = chosen or next((cloud.name for cloud in clouds if cloud.enabled), None)
     return pages.page(

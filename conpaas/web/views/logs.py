@@ -25,9 +25,7 @@ async def show(request: web.Request) -> web.Response:
     except PeerError as exc:  # the manager is starting or being replaced: say so on the page
         trouble = exc
     chosen = _chosen(logs, request.query.get("node", "manager"), request.query.get("name", ""))
-    return pages.page(
-        request, "logs.html", me=me, service=service, logs=logs, chosen=chosen, trouble=trouble
-    )
+    return pages.page(request, "logs.html", me=me, service=service, logs=logs, chosen=chosen, trouble=trouble)
 
 
 def _chosen(logs: tuple[LogName, ...], node: str, name: str) -> LogName | None:

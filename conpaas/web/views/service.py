@@ -192,9 +192,7 @@ async def terminate(request: web.Request) -> web.Response:
     service = await api.service(request.match_info["service"])
     typed = str((await request.post()).get("confirm", "")).strip()
     if typed != service.name:
-        raise BadInputError(
-            f"'{typed[:80]}' is not the name of the service", value=typed, hint=f"type: {service.name}"
-        )
+        raise BadInputError(f"'{typed[:80]}' is not the name of the service", value=typed, hint=f"type: {service.name}")
     await api.terminate(service.id)
     return pages.done(request, "/", f"{service.name} is being terminated")
 
@@ -253,9 +251,7 @@ async def command(request: web.Request) -> web.Response:
     result = await api.command(service.id, name, forms.read(declared.arguments, await request.post()))
     if pages.wants_json(request):
         return web.json_response({"message": f"{declared.title}: done", "location": "", "result": result})
-    return pages.page(
-        request, "answer.html", me=await api.me(), service=service, command=declared, result=result
-    )
+    return pages.page(request, "answer.html", me=await api.me(), service=service, command=declared, result=result)
 
 
 @routes.post("/operations/{operation:[A-Za-z0-9-]+}/cancel")
