@@ -19,7 +19,7 @@ from conpaas.core.trust import Caller, Target, authorize, caller_of
 from conpaas.director import lifecycle, views
 from conpaas.director.code import CodeStore
 from conpaas.director.db.database import Database
-from conpaas.director.db.models import CodeVersion, Instance, Service, StateChangeRow
+from conpaas.director.db.models import CodeVersion, Instance, Service, StateChangeRow, User
 from conpaas.director.enrolment import Enrolment, check_wanted
 from conpaas.director.ledger import Ledger
 from conpaas.director.reports import Reports
@@ -129,11 +129,18 @@ class Internal:
             call.params["id"],
             lambda _service, _wanted: body.wanted,
             kind=body.kind,
-            actor=body.actor or call.caller.name,
+            actor=await self._actor(call, body.actor),
             expected=body.generation,
             key=body.key,
         )
         return await self._background.finish(work)
+
+    async def _actor(self, call: Call, claimed: str) -> str:
+        """Return whom the log names: the owner, if that is who told the manager; nobody else tells it anything."""
+        query = select(User.id, User.username).join(Service, Service.user_id == User.id)
+        async with self._db.read() as session:
+            owner = (await session.execute(query.where(Service.id == call.params["id"]))).one_or_none()
+        return f"user:{owner.username}" if owner and claimed == f"user:{owner.id}" else call.caller.name
 
     async def request_instances(self, call: Call, body: internal.RequestInstances) -> internal.Instances:
         """Make nodes."""

@@ -107,15 +107,16 @@ class GitServer:
             connection.abort()
         await asyncio.gather(*(connection.wait_closed() for connection in connections))
 
-    async def user_of(self, key: asyncssh.SSHKey) -> str | None:
-        """Return the id of the user whose key this is; None for a strange key and for a disabled account."""
+    async def user_of(self, key: asyncssh.SSHKey) -> tuple[str, str] | None:
+        """Return id and name of the user whose key this is; None for a strange key and for a disabled account."""
         query = (
-            select(User.id)
+            select(User.id, User.username)
             .join(SshKey, SshKey.user_id == User.id)
             .where(SshKey.fingerprint == key.get_fingerprint(), User.disabled.is_(False))
         )
         async with self._db.read() as session:
-            return await session.scalar(query)
+            row = (await session.execute(query)).one_or_none()
+        return None if row is None else (row.id, row.username)
 
     async def handle(self, process: _Process) -> None:
         """Do what one client asks; whatever goes wrong, it is told and the server lives on."""
@@ -136,7 +137,7 @@ class GitServer:
             process.exit(status)
 
     async def _serve(self, process: _Process) -> int:
-        user: str = process.get_extra_info("conpaas_user")
+        user, username = process.get_extra_info("conpaas_user")
         verb, name = _parse(process.command)
         service = await self._find(user, name)
         repository = await self._code.repositories.open(service.id)
@@ -144,7 +145,7 @@ class GitServer:
         if verb == "git-upload-pack":
             return await _relay(process, git.upload_argv(repository), git.serve_environment(protocol, {}))
         async with self._busy[service.id]:
-            return await self._receive(process, service, repository, protocol, f"user:{user}")
+            return await self._receive(process, service, repository, protocol, f"user:{username}")
 
     async def _find(self, user: str, name: str) -> Service:
         """Return the user's service of that id or name."""

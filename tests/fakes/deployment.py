@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from aiohttp import web
 from pydantic import SecretStr
@@ -30,7 +31,7 @@ from conpaas.core.timings import Timings
 from conpaas.core.trust import Caller, Target
 from conpaas.manager.app import Manager
 
-assert keymaker.make  # while it is loaded, agents and managers of this process make their keys by themselves
+KEYS = keymaker  # while it is loaded, agents and managers of this process make their keys by themselves
 QUICK = Timings(
     node_boot_timeout_s=1.0,
     boot_poll_s=0.02,
@@ -119,10 +120,10 @@ class FakeDirector(Process):
     def serving_nodes(self) -> list[NodeView]:
         return [node for node in self.nodes.values() if node.state is NodeState.SERVING]
 
-    def context(self, kind: str, instance: str, address: str, epoch: int | None = None) -> Context:
+    def context(self, kind: Literal["manager", "agent"], instance: str, address: str, epoch: int | None = None) -> Context:
         return Context(
             deployment="dep-test",
-            kind=kind,  # type: ignore[arg-type]
+            kind=kind,
             instance=instance,
             service="svc-1",
             service_type=self.service_type,

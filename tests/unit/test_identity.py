@@ -1,4 +1,6 @@
 import contextlib
+import ssl
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -20,22 +22,22 @@ identities = st.one_of(
 class Peer:
     """The end of a TLS connection whose certificate has these names."""
 
-    def __init__(self, *names):
+    def __init__(self, *names: tuple[str, str]) -> None:
         self.names = names
 
-    def getpeercert(self):
+    def getpeercert(self) -> dict[str, Any] | None:
         return {"subjectAltName": self.names} if self.names else None
 
 
 @settings(deadline=None)
 @given(identities)
-def test_an_identity_is_read_back_from_its_uri(identity):
+def test_an_identity_is_read_back_from_its_uri(identity: Identity) -> None:
     assert Identity.parse(identity.uri) == identity
 
 
 @settings(deadline=None)
 @given(identities, identities)
-def test_two_identities_share_a_host_name_only_if_they_manage_one_service(one, other):
+def test_two_identities_share_a_host_name_only_if_they_manage_one_service(one: Identity, other: Identity) -> None:
     if one.host == other.host and one != other:
         assert one.kind == other.kind == "manager"
         assert one.service == other.service
@@ -58,7 +60,7 @@ def test_two_identities_share_a_host_name_only_if_they_manage_one_service(one, o
         (Identity.for_user("d1", "ada"), "spiffe://d1/user/ada", "u.ada.d1.conpaas.internal"),
     ],
 )
-def test_each_kind_has_its_uri_and_host_name(identity, uri, host):
+def test_each_kind_has_its_uri_and_host_name(identity: Identity, uri: str, host: str) -> None:
     assert (identity.uri, identity.host) == (uri, host)
 
 
@@ -86,35 +88,35 @@ def test_each_kind_has_its_uri_and_host_name(identity, uri, host):
         "spiffe://d1/service/s/agent/i?x",
     ],
 )
-def test_a_malformed_uri_is_refused(uri):
+def test_a_malformed_uri_is_refused(uri: str) -> None:
     with pytest.raises(BadInputError):
         Identity.parse(uri)
 
 
 @settings(deadline=None)
 @given(st.text())
-def test_any_text_is_an_identity_in_one_form_or_refused(text):
+def test_any_text_is_an_identity_in_one_form_or_refused(text: str) -> None:
     with contextlib.suppress(BadInputError):
         assert Identity.parse(text).uri == text
 
 
 @pytest.mark.parametrize("bad", ["", "A", "a.b", "a/b", "a" * 61, "a\n", "ü"])
-def test_an_id_of_another_form_is_refused(bad):
+def test_an_id_of_another_form_is_refused(bad: str) -> None:
     with pytest.raises(BadInputError):
         Identity.for_user("d1", bad)
 
 
-def test_fields_that_a_kind_does_not_have_are_refused():
+def test_fields_that_a_kind_does_not_have_are_refused() -> None:
     with pytest.raises(BadInputError, match="no further fields"):
         Identity("d1", "director", user="ada")
     with pytest.raises(BadInputError):
         Identity.manager("d1", "s", -1, "i")
 
 
-def test_a_peer_is_who_its_one_uri_says():
+def test_a_peer_is_who_its_one_uri_says() -> None:
     peer = Peer(("DNS", "u.ada.d1.conpaas.internal"), ("URI", "spiffe://d1/user/ada"))
 
-    assert peer_identity(peer, "d1") == Identity.for_user("d1", "ada")
+    assert peer_identity(cast(ssl.SSLObject | None, peer), "d1") == Identity.for_user("d1", "ada")
 
 
 @pytest.mark.parametrize(
@@ -128,5 +130,5 @@ def test_a_peer_is_who_its_one_uri_says():
         Peer(("URI", "https://example.org")),
     ],
 )
-def test_a_peer_without_one_uri_of_our_deployment_is_nobody(peer):
-    assert peer_identity(peer, "d1") is None
+def test_a_peer_without_one_uri_of_our_deployment_is_nobody(peer: Peer | None) -> None:
+    assert peer_identity(cast(ssl.SSLObject | None, peer), "d1") is None

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from conpaas.core import files, keymaker, member, rpc, tls
 from conpaas.core.clock import SYSTEM_CLOCK
 from conpaas.core.errors import ForbiddenError, NotAuthenticatedError, PeerError
-from conpaas.core.identity import Identity, peer_identity, server_context
+from conpaas.core.identity import Identity, client_context, peer_identity, server_context
 from conpaas.core.member import Member, authenticator
 from conpaas.core.messages.base import Endpoint, Who, who
 from conpaas.core.messages.internal import ENROL, RENEW, Certificate, Context, Enrol, Renew
@@ -27,7 +27,7 @@ from conpaas.core.process import Process, Site
 from conpaas.core.rpc import Call
 from conpaas.core.trust import Caller, Target
 
-assert keymaker.make  # while it is loaded, members of this process make their keys by themselves
+KEYS = keymaker  # while it is loaded, members of this process make their keys by themselves
 
 DELAYS_S = member.ENROL_DELAYS_S
 ME = Identity.agent("dep-test", "svc-1", "i-1")
@@ -182,9 +182,7 @@ async def test_while_the_director_is_away_it_keeps_asking(tmp_path: Path, folder
             pass
 
     enrolling = asyncio.create_task(enrol())
-    async with asyncio.timeout(20):
-        while not (folder / "next.csr").exists():
-            await asyncio.sleep(0.01)
+    await until(lambda: (folder / "next.csr").exists())
     assert not enrolling.done()
     asked = (folder / "next.csr").read_text()
     async with open_office(office):
@@ -213,9 +211,7 @@ async def test_after_a_death_before_the_answer_the_same_request_is_sent_again(of
             pass
 
     enrolling = asyncio.create_task(enrol())
-    async with asyncio.timeout(20):
-        while not office.csrs:
-            await asyncio.sleep(0.01)
+    await until(lambda: office.csrs)
     enrolling.cancel()
     await asyncio.gather(enrolling, return_exceptions=True)
     office.lose_answers = 0
@@ -403,9 +399,7 @@ async def _three_rounds(office: Office, folder: Path, calendar: Calendar) -> Non
         one = Member(office.context(), folder, clock=calendar)
         await one.open(stack)
         renewing = asyncio.create_task(one.renew_loop())
-        async with asyncio.timeout(20):
-            while len(calendar.sleeps) < 4:
-                await asyncio.sleep(0.01)
+        await until(lambda: not (len(calendar.sleeps) < 4))
         renewing.cancel()
         await asyncio.gather(renewing, return_exceptions=True)
 
@@ -449,7 +443,7 @@ async def test_nobody_is_nobody(office: Office, folder: Path) -> None:
         pass
     stranger = rpc.Client(
         office.context().director,
-        tls=member.client_context(None, None, folder / "ca.crt"),
+        tls=client_context(None, None, folder / "ca.crt"),
         server_hostname=Identity.director("dep-test").host,
     )
     with pytest.raises(NotAuthenticatedError):

@@ -81,7 +81,7 @@ def fresh(folder: Path) -> Roles:
 def recorder() -> Iterator[None]:
     yield
     for notes in (Recorder.applied, Recorder.stopped, Recorder.on_disk):
-        notes.clear()  # type: ignore[attr-defined]
+        notes.clear()
     Recorder.failure = Recorder.blind = Recorder.hold = None
     Recorder.sick = ""
 
@@ -168,9 +168,7 @@ async def test_a_change_that_fails_is_not_taken_for_what_was_applied_before(role
 async def test_while_it_is_busy_it_says_so(roles: Roles) -> None:
     Recorder.hold = asyncio.Event()
     applying = asyncio.create_task(roles.apply({"web": {}}))
-    async with asyncio.timeout(10):
-        while not Recorder.on_disk:
-            await asyncio.sleep(0)
+    await until(lambda: Recorder.on_disk)
     status = (await roles.status())["web"]
     assert (status.healthy, status.detail) == (False, "applying")
     Recorder.hold.set()
@@ -180,9 +178,7 @@ async def test_while_it_is_busy_it_says_so(roles: Roles) -> None:
 async def test_a_change_that_comes_while_another_is_applied_wins(roles: Roles) -> None:
     Recorder.hold = asyncio.Event()
     first = asyncio.create_task(roles.apply({"web": {"port": 2}}))
-    async with asyncio.timeout(10):
-        while not Recorder.on_disk:
-            await asyncio.sleep(0)
+    await until(lambda: Recorder.on_disk)
     assert not first.done()
     second = asyncio.create_task(roles.apply({"web": {"port": 3}}))
     await asyncio.sleep(0)
@@ -283,9 +279,7 @@ async def test_a_crash_in_the_middle_of_a_restore_forgets_no_role(roles: Roles, 
     again = fresh(tmp_path)
     Recorder.hold = asyncio.Event()
     restoring = asyncio.create_task(again.restore())
-    async with asyncio.timeout(10):
-        while len(Recorder.on_disk) < 3:
-            await asyncio.sleep(0)
+    await until(lambda: not (len(Recorder.on_disk) < 3))
     restoring.cancel()
     await asyncio.gather(restoring, return_exceptions=True)
     assert stored(tmp_path) == {"web": {"port": 2}, "php": {"port": 3}}
@@ -311,9 +305,7 @@ async def test_a_stopped_role_is_forgotten_also_after_a_restart(roles: Roles, tm
 async def test_an_apply_that_waited_for_a_stop_is_refused_and_starts_nothing(roles: Roles, tmp_path: Path) -> None:
     Recorder.hold = asyncio.Event()
     first = asyncio.create_task(roles.apply({"web": {"port": 2}}))
-    async with asyncio.timeout(10):
-        while not Recorder.on_disk:
-            await asyncio.sleep(0)
+    await until(lambda: Recorder.on_disk)
     stopping = asyncio.create_task(roles.stop("web", 0))
     await asyncio.sleep(0)
     late = asyncio.create_task(roles.apply({"web": {"port": 3}}))

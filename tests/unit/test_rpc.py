@@ -77,7 +77,7 @@ class Peer:
         self.uploads: list[bytes | ConpaasError] = []
         self.heard = asyncio.Event()
 
-    async def authenticate(self, _: web.Request, endpoint: Endpoint) -> str:
+    async def authenticate(self, request: web.Request, endpoint: Endpoint) -> str:
         self.asked.append(endpoint)
         if self.refuse is not None:
             raise self.refuse
@@ -506,9 +506,7 @@ async def test_an_upload_that_is_cut_off_is_an_error_to_its_handler(base: str, p
     _, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"PUT /upload HTTP/1.1\r\nHost: x\r\n" + head + b"x" * 1000)
     await writer.drain()
-    async with asyncio.timeout(10):
-        while UPLOAD not in peer.asked:
-            await asyncio.sleep(0.01)
+    await until(lambda: not (UPLOAD not in peer.asked))
     writer.transport.abort()
     async with asyncio.timeout(10):
         await peer.heard.wait()

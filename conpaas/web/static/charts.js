@@ -129,7 +129,7 @@ function options(group, keys, width) {
     height: HEIGHT,
     legend: { show: false },
     cursor: { drag: { x: false, y: false }, points: { size: 6 } },
-    scales: { y: { range: (_, low, high) => [Math.min(0, low ?? 0), high > 0 ? high * 1.15 : 1] } },
+    scales: { x: { range: span }, y: { range: (_, low, high) => [Math.min(0, low ?? 0), high > 0 ? high * 1.15 : 1] } },
     axes: [
       { ...axis, size: 26, space: 60, values: timeLabels },
       { ...axis, size: 52, space: 30, values: (_, ticks) => ticks.map((tick) => number(tick, group.unit)) },
@@ -138,11 +138,18 @@ function options(group, keys, width) {
       {},
       ...keys.map((_, index) => {
         const stroke = colour(`--hue-${(group.hue ?? 0) + index}`);
-        return { stroke, width: 1.8, fill: keys.length === 1 ? `${stroke}22` : undefined, points: { show: false }, spanGaps: true };
+        return { stroke, width: 1.8, fill: keys.length === 1 ? `${stroke}22` : undefined, points: { show: (_, __, first, last) => last - first < 3 }, spanGaps: true };
       }),
     ],
     hooks: { setCursor: [hover] },
   };
+}
+
+/** The time that is shown: up to now, from the first point on, at least two minutes, at most what was chosen. */
+function span(_, first) {
+  const now = Date.now() / 1000;
+  const window = 60 * Number(document.getElementById("chart-minutes").value);
+  return [Math.max(now - window, Math.min(first ?? now, now - 120)), now];
 }
 
 function timeLabels(_, ticks) {

@@ -1,0 +1,11 @@
+"""Waiting for what nobody tells of: asked again and again, with a deadline."""
+
+import asyncio
+from collections.abc import Callable
+
+
+async def until(check: Callable[[], object], timeout_s: float = 20.0) -> None:
+    """Wait until `check` holds; TimeoutError if it does not in time."""
+    async with asyncio.timeout(timeout_s):
+        while not check():  # noqa: ASYNC110  (a log, a file or another process wakes nobody)
+            await asyncio.sleep(0.01)
