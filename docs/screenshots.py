@@ -31,23 +31,22 @@ async def main(seconds: float) -> None:
         async with demo.running(Path(folder) / "data") as running, demo.chromium() as browser:
             session = await sdk.login(running.url, demo.ADMIN, demo.PASSWORD)
             async with sdk.connect(running.url, session.token.get_secret_value()) as client:
-                service = await furnish(client, seconds)
-            await take(browser, running.url, service)
+                service, site = await furnish(client)
+                async with Load(site, visitors=3, pause_s=0.05):
+                    await SYSTEM_CLOCK.sleep(seconds / 2)
+                    await client.scale(service, {"web": 2, "php": 1}, wait=True)
+                    await SYSTEM_CLOCK.sleep(seconds / 2)
+                    await take(browser, running.url, service)
 
 
-async def furnish(client: Conpaas, seconds: float) -> str:
-    """Deploy the guestbook, give it nodes and visitors, and a second service beside it; return the first one's id."""
+async def furnish(client: Conpaas) -> tuple[str, str]:
+    """Deploy the guestbook, and a second service beside it; return the first one's id and address."""
     service = await client.create(type="php", name="Guestbook")
     await client.start(service.id, wait=True)
     version = await client.upload(service.id, ROOT / "examples" / "guestbook")
     await client.activate(service.id, version.id, wait=True)
     await client.create(type="php", name="Wiki")
-    site = (await client.service(service.id)).urls["application"]
-    async with Load(site, visitors=3, pause_s=0.05):
-        await SYSTEM_CLOCK.sleep(seconds / 2)
-        await client.scale(service.id, {"web": 2, "php": 1}, wait=True)
-        await SYSTEM_CLOCK.sleep(seconds / 2)
-    return service.id
+    return service.id, (await client.service(service.id)).urls["application"]
 
 
 async def take(browser: Browser, url: str, service: str) -> None:

@@ -219,9 +219,7 @@ async def _wait(calls: set[asyncio.Task[Any]], timeout_s: float) -> None:
         await asyncio.wait(set(calls), timeout=timeout_s)
 
 
-def _leave_the_rest_to(
-    sub: web.Application, app: web.Application, routes: Sequence[web.AbstractRouteDef]
-) -> None:
+def _leave_the_rest_to(sub: web.Application, app: web.Application, routes: Sequence[web.AbstractRouteDef]) -> None:
     """Give `sub` every request that is not below the first path segment of one of `routes`."""
     taken = frozenset(_first_segment(route.path) for route in routes if isinstance(route, web.RouteDef))
     rest = partial(MatchedSubAppResource, _Rest(taken), sub)

@@ -187,7 +187,9 @@ class World:
     def ca(self) -> Path:
         return self.rig.settings.data_dir / "ca" / "ca.crt"
 
-    def client(self, identity: Identity, authority: Authority | None = None, *, age: timedelta | None = None) -> ssl.SSLContext:
+    def client(
+        self, identity: Identity, authority: Authority | None = None, *, age: timedelta | None = None
+    ) -> ssl.SSLContext:
         pair = self.pair(identity, authority or self.authority, age or timedelta())
         return client_context(pair, pair, self.ca)
 

@@ -68,15 +68,15 @@ class Rig:
 
     # -- people and services ----------------------------------------------------------------------------------------
 
-    async def add_user(self, name: str = "alice", credits: int = 100, *, admin: bool = False) -> str:
+    async def add_user(self, name: str = "alice", credit: int = 100, *, admin: bool = False) -> str:
         """Make an account, past the captcha; return its id."""
         form = public.Registration(username=name, email=f"{name}@example.org", password=SecretStr(PASSWORD))
         user = (await self.accounts._create(form, admin=admin)).id
         async with self.db.write() as session:
             row = await user_of(session, user)
-            row.credits = credits
+            row.credits = credit
             for entry in await session.scalars(select(CreditEntry).where(CreditEntry.user_id == user)):
-                entry.delta = credits
+                entry.delta = credit
         return user
 
     async def login(self, name: str = "alice") -> str:

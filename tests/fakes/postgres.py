@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
-import asyncpg
+import asyncpg  # type: ignore[import-untyped]
 import pytest
 from sqlalchemy import make_url
 
@@ -77,7 +77,8 @@ def _server() -> Path:
             stderr=output,
             cwd="/",
             preexec_fn=_die_with_parent,
-            **_as(account),
+            user=None if account is None else account.pw_uid,
+            group=None if account is None else account.pw_gid,
         )
     atexit.register(_end, server, directory)
     status = data / "postmaster.pid"  # its last line says when the server is ready
@@ -105,12 +106,9 @@ def _account() -> pwd.struct_passwd | None:
         return pwd.getpwnam("nobody")
 
 
-def _as(account: pwd.struct_passwd | None) -> dict[str, int]:
-    return {} if account is None else {"user": account.pw_uid, "group": account.pw_gid}
-
-
 def _run(argv: list[Path | str], account: pwd.struct_passwd | None) -> None:
-    done = subprocess.run(argv, capture_output=True, text=True, cwd="/", check=False, **_as(account))
+    user, group = (None, None) if account is None else (account.pw_uid, account.pw_gid)
+    done = subprocess.run(argv, capture_output=True, text=True, cwd="/", check=False, user=user, group=group)
     if done.returncode:
         raise RuntimeError(done.stderr)
 

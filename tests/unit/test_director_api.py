@@ -81,7 +81,7 @@ async def api(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[S
     url = await database_url(request.param)
     async with serve(tmp_path / "data", database=url, limits=Limits(upload_bytes=100_000)) as director:
         anonymous = rpc.Client(director.url)
-        session = await anonymous.call(public.LOGIN, public.Credentials(username="admin", password=PASSWORD))  # type: ignore[arg-type]
+        session = await anonymous.call(public.LOGIN, public.Credentials(username="admin", password=PASSWORD))
         token = session.token.get_secret_value()
         client = rpc.Client(director.url, headers={"Authorization": f"Bearer {token}"})
         try:
@@ -397,7 +397,7 @@ async def test_a_slow_watcher_is_told_to_look_anew_and_blocks_nobody(api: Served
 async def test_a_stop_ends_the_streams_at_once(tmp_path: Path) -> None:
     async with serve(tmp_path) as director:
         client = rpc.Client(director.url)
-        session = await client.call(public.LOGIN, public.Credentials(username="admin", password=PASSWORD))  # type: ignore[arg-type]
+        session = await client.call(public.LOGIN, public.Credentials(username="admin", password=PASSWORD))
         await client.close()
         headers = {"Authorization": f"Bearer {session.token.get_secret_value()}"}
         async with aiohttp.ClientSession(headers=headers) as http:
@@ -478,7 +478,13 @@ async def test_an_administrator_sees_everybodys_instances_and_users(api: Served)
 async def test_garbage_and_silence_on_a_port_end_nothing(api: Served, port: int) -> None:
     number = api.director.ports[port]
     silent = socket.create_connection(("127.0.0.1", number))
-    for garbage in (b"\x00\xff" * 1000, b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\x00", b"", b"POST / HTTP/1.1\r\n" * 50):
+    for garbage in (
+        b"\x00\xff" * 1000,
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"\x16\x03\x01\x02\x00",
+        b"",
+        b"POST / HTTP/1.1\r\n" * 50,
+    ):
         reader, writer = await asyncio.open_connection("127.0.0.1", number)
         with contextlib.suppress(ConnectionError):
             writer.write(garbage)

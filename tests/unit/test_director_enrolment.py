@@ -5,6 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from conpaas.core import tls
 from conpaas.core.errors import BadInputError, ForbiddenError, NotAuthenticatedError
@@ -12,7 +13,6 @@ from conpaas.core.identity import Identity
 from conpaas.core.states import NodeState
 from conpaas.core.trust import Caller, caller_of
 from conpaas.director.vault import Vault
-from cryptography import x509
 from tests.fakes.director import DATABASES, START, Rig, open_rig
 
 

@@ -105,7 +105,7 @@ async def test_attempts_in_vain_are_not_made_all_the_time(rig: Rig, service: str
 
 async def test_a_manager_is_replaced_even_without_credit(tmp_path: Path) -> None:
     async with open_rig(tmp_path) as rig:
-        user = await rig.add_user(credits=2)
+        user = await rig.add_user(credit=2)
         service = (await rig.running(user, nodes=1)).id
         rig.clock.advance(seconds=21)
 

@@ -8,7 +8,7 @@ import pytest
 
 from conpaas.core.errors import BadInputError, ConflictError, NotFoundError, QuotaExceededError, StaleGenerationError
 from conpaas.core.messages.model import OperationView, Wanted
-from conpaas.core.states import NodeState, OperationState, ServiceState
+from conpaas.core.states import SERVICE_MOVES, NodeState, OperationState, ServiceState
 from conpaas.director import lifecycle
 from conpaas.director.internal import state_history
 from conpaas.director.ledger import service_of
@@ -16,7 +16,7 @@ from conpaas.director.settings import Limits
 from conpaas.director.views import ACTIONS
 from tests.fakes.director import DATABASES, Rig, open_rig
 
-S, O = ServiceState, OperationState
+S = ServiceState
 
 
 @pytest.fixture(params=DATABASES)
@@ -62,12 +62,12 @@ async def test_a_new_service_has_a_manager_and_its_types_defaults(rig: Rig, user
     assert view.actions[:2] == ("start", "terminate")
     assert len(rig.at_cloud()) == 1
     assert view.operation is not None
-    assert (view.operation.kind, view.operation.state) == ("create", O.RUNNING)
+    assert (view.operation.kind, view.operation.state) == ("create", OperationState.RUNNING)
 
     await rig.enrol_manager(view.id)
     await rig.report(view.id, S.INIT)
 
-    assert (await rig.operation(view.operation.id)).state is O.DONE
+    assert (await rig.operation(view.operation.id)).state is OperationState.DONE
     assert (await rig.view(view.id)).manager == "https://127.240.0.1:5555"
 
 
@@ -131,7 +131,7 @@ async def test_a_manager_that_is_refused_is_an_error_that_says_why(rig: Rig, use
     operation = await start(rig, view.id)  # there is room again
     await rig.reconciler.watch()
     assert (await rig.manager(view.id)).epoch == 2
-    assert (await rig.operation(operation.id)).state is O.RUNNING
+    assert (await rig.operation(operation.id)).state is OperationState.RUNNING
 
 
 # -- changing -------------------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ async def test_a_service_starts_and_stops_and_starts_again(rig: Rig, user: str) 
 
     view = await rig.view(service)
     assert (view.state, [node.kind for node in view.nodes]) == (S.STOPPED, ["manager"])
-    assert (await rig.operation(operation.id)).state is O.DONE
+    assert (await rig.operation(operation.id)).state is OperationState.DONE
 
     await start(rig, service)
     assert (await rig.view(service)).state is S.PROLOGUE
@@ -164,10 +164,15 @@ async def test_a_change_while_running_is_an_operation_with_progress(rig: Rig, us
 
     await rig.report(service, S.ADAPTING, done=1, total=3, message="1 of 3 nodes serving")
     shown = await rig.operation(operation.id)
-    assert (shown.state, shown.done, shown.total, shown.message) == (O.RUNNING, 1, 3, "1 of 3 nodes serving")
+    assert (shown.state, shown.done, shown.total, shown.message) == (
+        OperationState.RUNNING,
+        1,
+        3,
+        "1 of 3 nodes serving",
+    )
 
     await rig.report(service, S.RUNNING, done=3, total=3)
-    assert (await rig.operation(operation.id)).state is O.DONE
+    assert (await rig.operation(operation.id)).state is OperationState.DONE
     assert (await rig.view(service)).state is S.RUNNING
 
 
@@ -177,7 +182,7 @@ async def test_a_report_of_an_older_generation_ends_nothing(rig: Rig, user: str)
 
     await rig.report(service, S.RUNNING, generation=operation.generation - 1)
 
-    assert (await rig.operation(operation.id)).state is O.RUNNING
+    assert (await rig.operation(operation.id)).state is OperationState.RUNNING
     assert (await rig.view(service)).state is S.ADAPTING
 
 
@@ -242,7 +247,7 @@ async def test_a_change_while_stopped_is_done_at_once(rig: Rig, user: str) -> No
         actor="user:alice",
     )
 
-    assert operation.state is O.DONE
+    assert operation.state is OperationState.DONE
     view = await rig.view(service)
     assert (view.state, view.wanted.settings["greeting"]) == (S.INIT, "good evening")
 
@@ -276,13 +281,13 @@ async def test_a_cancelled_operation_puts_back_what_was_wanted(rig: Rig, user: s
 
     cancelled = await rig.services.cancel(operation.id, actor="user:alice")
 
-    assert cancelled.state is O.CANCELLED
+    assert cancelled.state is OperationState.CANCELLED
     view = await rig.view(service)
     assert view.wanted == before
     assert view.operation is not None
     assert view.operation.kind == "undo"
     await rig.report(service, S.RUNNING)
-    assert (await rig.operation(view.operation.id)).state is O.DONE
+    assert (await rig.operation(view.operation.id)).state is OperationState.DONE
 
 
 async def test_cancelling_a_start_gives_the_nodes_back(rig: Rig, user: str) -> None:
@@ -318,7 +323,7 @@ async def test_a_stop_supersedes_what_is_under_way(rig: Rig, user: str) -> None:
     await stop(rig, service)
 
     shown = await rig.operation(operation.id)
-    assert (shown.state, shown.message) == (O.CANCELLED, "superseded by 'stop'")
+    assert (shown.state, shown.message) == (OperationState.CANCELLED, "superseded by 'stop'")
 
 
 # -- ending ---------------------------------------------------------------------------------------------------------
@@ -357,7 +362,7 @@ async def test_a_live_manager_is_left_to_stop_its_service(rig: Rig, user: str) -
     await rig.reconciler.watch()
 
     assert len(await rig.agents(service)) == 2
-    assert (await rig.operation(operation.id)).state is O.RUNNING
+    assert (await rig.operation(operation.id)).state is OperationState.RUNNING
 
 
 async def test_a_service_is_terminated_with_all_it_had(rig: Rig, user: str) -> None:
@@ -371,7 +376,7 @@ async def test_a_service_is_terminated_with_all_it_had(rig: Rig, user: str) -> N
     await rig.report(service, S.STOPPED)
 
     assert rig.at_cloud() == set()
-    assert (await rig.operation(operation.id)).state is O.DONE
+    assert (await rig.operation(operation.id)).state is OperationState.DONE
     assert len(await rig.events("service-terminated")) == 1
     with pytest.raises(NotFoundError):
         await start(rig, service)
@@ -421,7 +426,7 @@ async def test_an_error_is_a_state_with_a_reason_and_can_be_left(rig: Rig, user:
     view = await rig.view(service)
     assert (view.state, view.reason) == (S.ERROR, "the engine 'echo' is not installed")
     shown = await rig.operation(operation.id)
-    assert (shown.state, shown.error) == (O.FAILED, "the engine 'echo' is not installed")
+    assert (shown.state, shown.error) == (OperationState.FAILED, "the engine 'echo' is not installed")
 
     await rig.report(service, S.PROLOGUE)  # an attempt is no news
     assert (await rig.view(service)).state is S.ERROR
@@ -471,7 +476,7 @@ async def test_an_operation_that_takes_too_long_has_failed_and_its_service_keeps
     await rig.reconciler.watch()
 
     shown = await rig.operation(operation.id)
-    assert (shown.state, shown.error) == (O.FAILED, "not done within 901 s: 1 of 2 nodes serving")
+    assert (shown.state, shown.error) == (OperationState.FAILED, "not done within 901 s: 1 of 2 nodes serving")
     assert (await rig.view(service)).state is S.ADAPTING
 
 
@@ -481,19 +486,17 @@ async def test_an_operation_that_takes_too_long_has_failed_and_its_service_keeps
 def test_no_report_asks_for_an_illegal_move(state: ServiceState, said: ServiceState, running: bool) -> None:
     new = lifecycle.after_report(state, said, running=running)
 
-    assert new is None or new in lifecycle.SERVICE_MOVES[state]
+    assert new is None or new in SERVICE_MOVES[state]
 
 
 @pytest.mark.parametrize("state", list(ServiceState))
 @pytest.mark.parametrize("kind", ["start", "stop", "scale", "terminate", "undo"])
 @pytest.mark.parametrize("running", [True, False])
 @pytest.mark.parametrize("was_running", [True, False])
-def test_no_change_asks_for_an_illegal_move(
-    state: ServiceState, kind: str, running: bool, was_running: bool
-) -> None:
+def test_no_change_asks_for_an_illegal_move(state: ServiceState, kind: str, running: bool, was_running: bool) -> None:
     new = lifecycle.after_change(state, kind=kind, running=running, was_running=was_running)
 
-    assert new is None or new in lifecycle.SERVICE_MOVES[state]
+    assert new is None or new in SERVICE_MOVES[state]
 
 
 def test_the_buttons_are_those_of_the_slides() -> None:

@@ -27,7 +27,8 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "director.toml"
-    file.write_text('port = 1\ninstances_port = 2\nssh_port = 3\n[clouds.one]\ndriver = "local"\n[limits]\nservices = 5')
+    clouds = '[clouds.one]\ndriver = "local"'
+    file.write_text(f"port = 1\ninstances_port = 2\nssh_port = 3\n{clouds}\n[limits]\nservices = 5")
     monkeypatch.setenv("CONPAAS_PORT", "10")
     monkeypatch.setenv("CONPAAS_INSTANCES_PORT", "20")
 
@@ -119,11 +120,14 @@ async def test_a_write_that_fails_leaves_nothing_and_tells_nobody(tmp_path: Path
         rig.db.on_commit.append(told.append)
         stamp = rig.db.stamp("events")
 
-        with pytest.raises(RuntimeError):
+        async def fail() -> None:
             async with rig.db.write() as session:
                 session.add(EventRow(at=START, kind="odd", actor="a"))
                 await session.flush()
                 raise RuntimeError("no")
+
+        with pytest.raises(RuntimeError):
+            await fail()
 
         assert await rig.events("odd") == []
         assert told == []

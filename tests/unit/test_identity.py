@@ -116,7 +116,7 @@ def test_fields_that_a_kind_does_not_have_are_refused() -> None:
 def test_a_peer_is_who_its_one_uri_says() -> None:
     peer = Peer(("DNS", "u.ada.d1.conpaas.internal"), ("URI", "spiffe://d1/user/ada"))
 
-    assert peer_identity(cast(ssl.SSLObject | None, peer), "d1") == Identity.for_user("d1", "ada")
+    assert peer_identity(cast("ssl.SSLObject | None", peer), "d1") == Identity.for_user("d1", "ada")
 
 
 @pytest.mark.parametrize(
@@ -131,4 +131,4 @@ def test_a_peer_is_who_its_one_uri_says() -> None:
     ],
 )
 def test_a_peer_without_one_uri_of_our_deployment_is_nobody(peer: Peer | None) -> None:
-    assert peer_identity(cast(ssl.SSLObject | None, peer), "d1") is None
+    assert peer_identity(cast("ssl.SSLObject | None", peer), "d1") is None

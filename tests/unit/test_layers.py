@@ -31,9 +31,7 @@ def run(folder: Path, *argv: str) -> tuple[bool, str]:
 
 
 def lint_imports(folder: Path) -> tuple[bool, str]:
-    return run(
-        folder, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()", "--no-cache"
-    )
+    return run(folder, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()", "--no-cache")
 
 
 def ruff(folder: Path, *paths: Path) -> tuple[bool, str]:
@@ -121,7 +119,9 @@ HEAVY = {
 
 @pytest.mark.parametrize("module", ["conpaas.agent.app", "conpaas.manager.app", "conpaas.core.daemon"])
 def test_small_daemons_load_nothing_large(module: str) -> None:
-    code = f"import sys; sys.modules['rich'] = None; import {module}; print(*(m for m in sys.modules if sys.modules[m]))"
+    code = (
+        f"import sys; sys.modules['rich'] = None; import {module}; print(*(m for m in sys.modules if sys.modules[m]))"
+    )
     content, words = run(ROOT, "-c", code)
     assert content, words
     assert not HEAVY & set(words.split())

@@ -27,16 +27,16 @@ async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[R
         yield rig
 
 
-async def started(rig: Rig, credits: int = 100) -> tuple[str, str]:
+async def started(rig: Rig, credit: int = 100) -> tuple[str, str]:
     """Return a user and a service that is to run and has no nodes yet."""
-    user = await rig.add_user(credits=credits)
+    user = await rig.add_user(credit=credit)
     service = (await rig.create(user)).id
     await rig.services.start(service, actor="user:alice", key=None, expected=None)
     return user, service
 
 
 async def test_credits_fall_as_on_the_slides(rig: Rig) -> None:
-    user = await rig.add_user(credits=9999)
+    user = await rig.add_user(credit=9999)
     service = (await rig.create(user)).id
     assert await rig.credits(user) == 9998
 
@@ -133,7 +133,7 @@ async def test_an_intent_that_cannot_be_made_in_time_is_given_up_and_refunded(ri
 
 
 async def test_credits_that_run_out_in_the_middle_give_what_they_pay_for(rig: Rig) -> None:
-    user, service = await started(rig, credits=3)
+    user, service = await started(rig, credit=3)
 
     nodes = await rig.services.request_nodes(service, RequestInstances(count=5, cloud="", key="k"))
 
@@ -145,7 +145,7 @@ async def test_credits_that_run_out_in_the_middle_give_what_they_pay_for(rig: Ri
 
 
 async def test_without_credit_no_service_is_made(rig: Rig) -> None:
-    user = await rig.add_user(credits=0)
+    user = await rig.add_user(credit=0)
 
     with pytest.raises(NoCreditError):
         await rig.create(user)
@@ -155,7 +155,7 @@ async def test_without_credit_no_service_is_made(rig: Rig) -> None:
 
 
 async def test_without_credit_no_service_is_started(rig: Rig) -> None:
-    user = await rig.add_user(credits=1)
+    user = await rig.add_user(credit=1)
     service = (await rig.create(user)).id
 
     with pytest.raises(NoCreditError):
@@ -325,7 +325,7 @@ async def test_hours_are_charged_when_they_have_begun(rig: Rig) -> None:
 
 
 async def test_low_credits_are_told_once(rig: Rig) -> None:
-    user, service = await started(rig, credits=8)
+    user, service = await started(rig, credit=8)
     await rig.add_nodes(service, 1)
     await rig.reconciler.charge()
     assert await rig.events("credits-low") == []
@@ -339,7 +339,7 @@ async def test_low_credits_are_told_once(rig: Rig) -> None:
 
 
 async def test_services_that_are_not_paid_are_stopped_and_never_terminated(rig: Rig) -> None:
-    user = await rig.add_user(credits=4)
+    user = await rig.add_user(credit=4)
     service = (await rig.running(user, nodes=1)).id
 
     for _ in range(2):

@@ -65,7 +65,7 @@ async def live(directory: Path, steps: list[Step]) -> None:
     clock = HandClock()
     user = service = ""
     async with open_rig(directory, clock=clock) as rig:
-        user = await rig.add_user(credits=CREDITS)
+        user = await rig.add_user(credit=CREDITS)
         service = (await rig.create(user)).id
         await rig.services.start(service, actor="user:alice", key=None, expected=None)
     rest = list(steps)

@@ -4,7 +4,7 @@ import asyncio
 import ssl
 import stat
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -26,6 +26,7 @@ from conpaas.core.messages.model import Ack
 from conpaas.core.process import Process, Site
 from conpaas.core.rpc import Call
 from conpaas.core.trust import Caller, Target
+from tests.fakes.waiting import until
 
 KEYS = keymaker  # while it is loaded, members of this process make their keys by themselves
 
@@ -128,9 +129,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(member, "ENROL_DELAYS_S", (0.01,) * 1000)
-    yield
 
 
 @asynccontextmanager
@@ -148,7 +148,7 @@ def names(folder: Path) -> set[str]:
 COMPLETE = {"ca.crt", "member.pem", "renew-at"}
 
 
-# -- enrolment ----------------------------------------------------------------------------------------------------------
+# -- enrolment --------------------------------------------------------------------------------------------------------
 
 
 async def test_a_member_enrols_once_and_keeps_its_identity(office: Office, folder: Path) -> None:
@@ -182,7 +182,7 @@ async def test_while_the_director_is_away_it_keeps_asking(tmp_path: Path, folder
             pass
 
     enrolling = asyncio.create_task(enrol())
-    await until(lambda: (folder / "next.csr").exists())
+    await until((folder / "next.csr").exists)
     assert not enrolling.done()
     asked = (folder / "next.csr").read_text()
     async with open_office(office):
@@ -232,9 +232,7 @@ async def test_a_director_of_another_ca_gets_neither_token_nor_request(
     office: Office, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(member, "ENROL_DELAYS_S", (0.01, 0.01))
-    context = office.context().model_copy(
-        update={"ca": tls.Authority.create("dep-test").certificate_pem.decode()}
-    )
+    context = office.context().model_copy(update={"ca": tls.Authority.create("dep-test").certificate_pem.decode()})
     async with AsyncExitStack() as stack:
         with pytest.raises(PeerError, match="certificate verify failed"):
             await Member(context, folder, clock=SYSTEM_CLOCK).open(stack)
@@ -249,7 +247,7 @@ async def test_a_member_does_not_take_another_member_for_its_director(office: Of
         await impostor.close()
 
 
-# -- answers that are no good -------------------------------------------------------------------------------------------
+# -- answers that are no good -----------------------------------------------------------------------------------------
 
 
 YESTERDAY = datetime.now(UTC) - timedelta(days=1)
@@ -296,7 +294,7 @@ async def test_a_certificate_that_does_not_fit_is_refused_at_renewal_and_the_old
         assert (folder / "member.pem").read_bytes() != before
 
 
-# -- renewal ------------------------------------------------------------------------------------------------------------
+# -- renewal ----------------------------------------------------------------------------------------------------------
 
 
 async def test_renewal_swaps_key_and_certificate_together_for_both_directions(office: Office, folder: Path) -> None:
@@ -399,7 +397,7 @@ async def _three_rounds(office: Office, folder: Path, calendar: Calendar) -> Non
         one = Member(office.context(), folder, clock=calendar)
         await one.open(stack)
         renewing = asyncio.create_task(one.renew_loop())
-        await until(lambda: not (len(calendar.sleeps) < 4))
+        await until(lambda: len(calendar.sleeps) >= 4)
         renewing.cancel()
         await asyncio.gather(renewing, return_exceptions=True)
 
@@ -435,7 +433,7 @@ async def test_after_a_restart_the_renewal_is_still_due_when_it_was(office: Offi
     assert calendar.sleeps[0] == pytest.approx(400, abs=30)
 
 
-# -- who calls ----------------------------------------------------------------------------------------------------------
+# -- who calls --------------------------------------------------------------------------------------------------------
 
 
 async def test_nobody_is_nobody(office: Office, folder: Path) -> None:

@@ -90,7 +90,8 @@ def test_a_reference_is_loaded() -> None:
 
 
 @pytest.mark.parametrize(
-    "reference", ["conpaas.core.nothing:x", "conpaas.core.plugins:nothing", "nothing:x", "conpaas.core.plugins", "a:b:c"]
+    "reference",
+    ["conpaas.core.nothing:x", "conpaas.core.plugins:nothing", "nothing:x", "conpaas.core.plugins", "a:b:c"],
 )
 def test_a_reference_to_nothing_is_an_error_with_its_value(reference: str) -> None:
     with pytest.raises(NotFoundError) as caught:

@@ -26,6 +26,7 @@ from conpaas.core.errors import (
 from conpaas.core.messages.base import Message
 from conpaas.core.roles import Roles
 from conpaas.core.service import Health, RoleAgent
+from tests.fakes.waiting import until
 
 
 class Wish(Message):
@@ -243,7 +244,7 @@ async def test_on_a_full_disk_nothing_is_begun_and_what_was_wanted_stays(
     assert stored(tmp_path) == {"web": {"port": 3}}
 
 
-# -- restarts, stops ----------------------------------------------------------------------------------------------------
+# -- restarts, stops --------------------------------------------------------------------------------------------------
 
 
 async def test_after_a_restart_everything_is_made_so_again(roles: Roles, tmp_path: Path) -> None:
@@ -279,7 +280,7 @@ async def test_a_crash_in_the_middle_of_a_restore_forgets_no_role(roles: Roles, 
     again = fresh(tmp_path)
     Recorder.hold = asyncio.Event()
     restoring = asyncio.create_task(again.restore())
-    await until(lambda: not (len(Recorder.on_disk) < 3))
+    await until(lambda: len(Recorder.on_disk) >= 3)
     restoring.cancel()
     await asyncio.gather(restoring, return_exceptions=True)
     assert stored(tmp_path) == {"web": {"port": 2}, "php": {"port": 3}}
@@ -325,7 +326,7 @@ async def test_stop_all_ends_every_role(roles: Roles, tmp_path: Path) -> None:
     assert stored(tmp_path) == {}
 
 
-# -- health and metrics -------------------------------------------------------------------------------------------------
+# -- health and metrics -----------------------------------------------------------------------------------------------
 
 
 async def test_a_role_is_as_its_agent_says(roles: Roles) -> None:
@@ -349,7 +350,7 @@ async def test_metrics_that_cannot_be_taken_are_none(roles: Roles) -> None:
     assert (await roles.status())["web"].metrics == {}
 
 
-# -- code ---------------------------------------------------------------------------------------------------------------
+# -- code -------------------------------------------------------------------------------------------------------------
 
 
 async def test_code_that_was_not_sent_is_missing_and_can_be_sent(roles: Roles, tmp_path: Path) -> None:
@@ -417,7 +418,7 @@ async def test_code_no_longer_needed_is_forgotten_and_the_rest_is_kept(roles: Ro
     assert not roles.has_blob(shas[1])
 
 
-# -- logs ---------------------------------------------------------------------------------------------------------------
+# -- logs -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

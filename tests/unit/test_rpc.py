@@ -28,6 +28,7 @@ from conpaas.core.errors import (
 )
 from conpaas.core.messages.base import Endpoint, Message, Secret, Who, who
 from conpaas.core.rpc import Call, Client
+from tests.fakes.waiting import until
 
 ANYONE = who(Who.ANYONE)
 
@@ -60,9 +61,7 @@ SAY = Endpoint(
 )
 LIST = Endpoint(method="GET", path="/list", summary="List", allow=ANYONE, query=Page, response=Said)
 EVENTS = Endpoint(method="GET", path="/events", summary="Events", allow=ANYONE, response=Said, events=True)
-UPLOAD = Endpoint(
-    method="PUT", path="/upload", summary="Upload", allow=ANYONE, upload=True, response=Said, timeout_s=5
-)
+UPLOAD = Endpoint(method="PUT", path="/upload", summary="Upload", allow=ANYONE, upload=True, response=Said, timeout_s=5)
 DOWNLOAD = Endpoint(method="GET", path="/download", summary="Download", allow=ANYONE, download=True)
 
 
@@ -344,7 +343,9 @@ async def test_nothing_is_served_before_the_caller_is_known(
     peer.refuse = refusal("not you")
     calls: list[Callable[[], Awaitable[Any]]] = [
         lambda: client.call(SAY, Word(word="a"), to="bob"),
-        lambda: client.call(SAY, Word.model_construct(word="a" * 99), to="bob"),  # a stranger does not learn what is wrong
+        lambda: client.call(
+            SAY, Word.model_construct(word="a" * 99), to="bob"
+        ),  # a stranger does not learn what is wrong
         lambda: client.call(LIST),
         lambda: client.call(UPLOAD, data=b"x"),
         lambda: anext(client.events(EVENTS)),
@@ -365,7 +366,7 @@ def test_there_is_no_route_without_authentication() -> None:
         rpc.route(LIST, handler)  # type: ignore[call-arg]
 
 
-# -- peers that are away, old, new or mad -------------------------------------------------------------------------------
+# -- peers that are away, old, new or mad -----------------------------------------------------------------------------
 
 
 async def test_a_peer_that_is_not_there() -> None:
@@ -499,14 +500,16 @@ async def test_an_upload_is_a_stream_without_limit_of_its_own(client: Client, pe
 
 
 @pytest.mark.parametrize(
-    "head", [b"Content-Length: 1000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n20000\r\n"], ids=["length", "chunks"]
+    "head",
+    [b"Content-Length: 1000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n20000\r\n"],
+    ids=["length", "chunks"],
 )
 async def test_an_upload_that_is_cut_off_is_an_error_to_its_handler(base: str, peer: Peer, head: bytes) -> None:
     port = int(base.rpartition(":")[2])
     _, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"PUT /upload HTTP/1.1\r\nHost: x\r\n" + head + b"x" * 1000)
     await writer.drain()
-    await until(lambda: not (UPLOAD not in peer.asked))
+    await until(lambda: UPLOAD in peer.asked)
     writer.transport.abort()
     async with asyncio.timeout(10):
         await peer.heard.wait()

@@ -30,8 +30,15 @@ async def eventually(condition: Callable[[], object]) -> None:
 
 async def reaped(pid: int) -> int:
     """Wait until the child has ended; return its exit code."""
-    await until(lambda: not ((code := run.reap(pid)) is None))
-    return code
+    codes: list[int] = []
+
+    def ended() -> bool:
+        code = run.reap(pid)
+        codes.extend([] if code is None else [code])
+        return bool(codes)
+
+    await eventually(ended)
+    return codes[0]
 
 
 def born(pid: int) -> int:

@@ -141,7 +141,7 @@ class ProxyAgent(RoleAgent[ProxyConfig]):
         """Return rates since the last call, and response times of a sample of the requests."""
         rows = await haproxy.counters(self.host.directory)
         front = next(row for row in rows if row["svname"] == "FRONTEND")
-        count = {name: int(front[name] or 0) for name in ("req_tot", "hrsp_5xx", "bout")}
+        count = {name: int(front[name] or 0) for name in ("req_tot", "intercepted", "hrsp_5xx", "bout")}
         before, now = self._counted, time.monotonic()
         self._counted = (count, now)
         up = sum(1 for row in rows if row["pxname"] == "php" and row["status"].startswith("UP") and row["type"] == "2")
@@ -151,7 +151,7 @@ class ProxyAgent(RoleAgent[ProxyConfig]):
         passed_s = max(now - before[1], 0.001)
         fresh = {name: new - old if new >= (old := before[0][name]) else new for name, new in count.items()}
         return values | {
-            "request_rate": fresh["req_tot"] / passed_s,
+            "request_rate": max(0, fresh["req_tot"] - fresh["intercepted"]) / passed_s,  # our own health checks apart
             "error_rate": fresh["hrsp_5xx"] / passed_s,
             "throughput": fresh["bout"] / passed_s,
         }
