@@ -246,7 +246,9 @@ def reserved(host: str, port: int) -> Iterator[int]:
 def locked(data_dir: Path) -> Iterator[None]:
     """Make the data folder and hold it for one director; raise ConflictError if another one does."""
     try:
-        data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+        data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)  # instances of the local cloud look through
+        for private in ("ca", "blobs", "git"):
+            (data_dir / private).mkdir(mode=0o700, exist_ok=True)
         database = data_dir / "director.sqlite"
         database.touch(mode=0o600)  # else SQLite makes it readable for all
         descriptor = os.open(data_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

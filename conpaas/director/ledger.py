@@ -5,10 +5,10 @@ token by which its cloud knows the request.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import partial
+from typing import Any, TypeVar
 
 import structlog
 from sqlalchemy import select
@@ -19,7 +19,6 @@ from conpaas.core.clock import Clock
 from conpaas.core.cloud import Cloud, Vm, VmRequest, VmState
 from conpaas.core.errors import (
     CloudBusyError,
-    CloudError,
     ConpaasError,
     NotFoundError,
     PeerError,
@@ -36,6 +35,7 @@ from conpaas.director.settings import DirectorSettings
 log = structlog.get_logger()
 
 N = NodeState
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -143,17 +143,16 @@ class Ledger:
         )
         try:
             cloud = self._clouds.usable(instance.cloud)
-            async with self._clouds.account(instance.cloud).calls:
-                vm = await tasks.retry(
-                    partial(cloud.create, request),
-                    on=CloudBusyError,
-                    delays_s=self._settings.cloud_retry_s,
-                    clock=self._clock,
-                )
-        except (CloudError, NotFoundError) as exc:
-            await self.never_made(instance.id, exc.message)
+            vm = await tasks.retry(
+                lambda: self._ask(instance.cloud, cloud.create(request)),
+                on=CloudBusyError,
+                delays_s=self._settings.cloud_retry_s,
+                clock=self._clock,
+            )
         except PeerError as exc:  # the cloud may have made it, or not: reconciliation looks for the token
             log.warning("launch-unknown", instance=instance.id, cloud=instance.cloud, error=exc.message)
+        except ConpaasError as exc:
+            await self.never_made(instance.id, exc.message)
         else:
             await self.adopt(instance.id, vm)
 
@@ -218,10 +217,9 @@ class Ledger:
     async def _delete_at_cloud(self, instance: Instance) -> None:
         try:
             cloud = self._clouds.usable(instance.cloud)
-            async with self._clouds.account(instance.cloud).calls:
-                for cloud_id in await self._cloud_ids(cloud, instance):
-                    await cloud.delete(cloud_id)
-        except (CloudError, PeerError, NotFoundError) as exc:
+            for cloud_id in await self._cloud_ids(cloud, instance):
+                await self._ask(instance.cloud, cloud.delete(cloud_id))
+        except ConpaasError as exc:
             log.warning("delete-delayed", instance=instance.id, cloud=instance.cloud, error=exc.message)
             return
         now = self._clock.now()
@@ -234,7 +232,19 @@ class Ledger:
     async def _cloud_ids(self, cloud: Cloud, instance: Instance) -> list[str]:
         if instance.cloud_id:
             return [instance.cloud_id]
-        return [vm.id for vm in await cloud.list() if vm.token == instance.id]  # its answer was lost
+        vms = await self._ask(instance.cloud, cloud.list())
+        return [vm.id for vm in vms if vm.token == instance.id]  # its answer was lost
+
+    async def _ask(self, cloud: str, call: Coroutine[Any, Any, T]) -> T:
+        """Make a call to a cloud, when it is its turn; what a driver does not foresee is a PeerError too."""
+        async with self._clouds.account(cloud).calls:
+            try:
+                return await call
+            except ConpaasError:
+                raise
+            except Exception as exc:  # drivers are plug-ins: a bug of one must not end the director
+                log.exception("driver-broke", cloud=cloud)
+                raise PeerError(f"cloud {cloud}: its driver broke: {type(exc).__name__}: {exc}") from exc
 
     # -- looking ----------------------------------------------------------------------------------------------------
 
@@ -245,8 +255,7 @@ class Ledger:
         if not instance.cloud_id or instance.state is N.GONE:
             return instance
         cloud = self._clouds.usable(instance.cloud)
-        async with self._clouds.account(instance.cloud).calls:
-            vm = await cloud.describe(instance.cloud_id)
+        vm = await self._ask(instance.cloud, cloud.describe(instance.cloud_id))
         return await self.observe(instance, vm)
 
     async def observe(self, instance: Instance, vm: Vm) -> Instance:
@@ -286,14 +295,14 @@ class Ledger:
 
     async def _reconcile(self, name: str, cloud: Cloud) -> None:
         before = self._clock.now()
-        vms = await cloud.list()  # first: whatever is in it has had its row before
+        vms = await self._ask(name, cloud.list())  # first: whatever is in it has had its row before
         async with self._db.read() as session:
             query = select(Instance).where(Instance.cloud == name, Instance.state != N.GONE)
             rows = {row.id: row for row in await session.scalars(query)}
         found = {vm.token: vm for vm in vms}
         for vm in vms:
             if vm.token not in rows and vm.token not in self._launching:
-                await self._delete_orphan(cloud, vm)
+                await self._delete_orphan(name, cloud, vm)
         async with asyncio.TaskGroup() as group:
             for row in rows.values():
                 if row.id not in self._launching:
@@ -319,7 +328,7 @@ class Ledger:
         else:
             await self._launch(row.id)
 
-    async def _delete_orphan(self, cloud: Cloud, vm: Vm) -> None:
+    async def _delete_orphan(self, name: str, cloud: Cloud, vm: Vm) -> None:
         """Delete an instance with our tag that the ledger does not know, or knows as gone."""
         now = self._clock.now()
         async with self._db.write() as session:
@@ -330,7 +339,7 @@ class Ledger:
                 message = f"{vm.id} ({vm.token}) is not in the ledger"
                 record(session, "orphan-deleted", at=now, actor="director", message=message)
         log.warning("orphan-deleted", vm=vm.id, token=vm.token)
-        await cloud.delete(vm.id)
+        await self._ask(name, cloud.delete(vm.id))
 
 
 def enter(instance: Instance, state: NodeState, now: datetime, reason: str = "") -> None:

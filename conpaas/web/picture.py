@@ -16,7 +16,7 @@ GAP_ACROSS, GAP_DEEP = 64, 16
 UPRIGHT_ACROSS, UPRIGHT_GAP = 104, 12
 HEAD = 30
 _LINES_SHOWN = {False: 6, True: 3}
-_LABEL_LETTERS = {False: 17, True: 12}
+_LABEL_LETTERS = {False: 14, True: 10}
 
 
 @dataclass(frozen=True)

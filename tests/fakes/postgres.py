@@ -76,7 +76,7 @@ def _server() -> Path:
             stdout=subprocess.DEVNULL,
             stderr=output,
             cwd="/",
-            preexec_fn=_die_with_parent,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509  (the one way to set it)
             user=None if account is None else account.pw_uid,
             group=None if account is None else account.pw_gid,
         )

@@ -357,7 +357,7 @@ async def test_whoever_watches_sees_what_there_is_and_what_changes(api: Served) 
 
     async def watch() -> None:
         async for live in api.client.events(public.GET_EVENTS):
-            seen.append(live)
+            seen.append(live)  # noqa: PERF401  (read by the test as they come)
 
     task = asyncio.ensure_future(watch())
     await until(lambda: any(live.kind == "credits" for live in seen))
@@ -372,7 +372,7 @@ async def test_whoever_watches_sees_what_there_is_and_what_changes(api: Served) 
 
     kinds = {live.kind for live in seen}
     assert kinds >= {"service", "operation", "credits", "event", "removed"}
-    assert [live.credits for live in seen if live.credits is not None][0] == 9998
+    assert next(live.credits for live in seen if live.credits is not None) == 9998
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
@@ -507,13 +507,13 @@ async def test_a_second_director_on_the_same_data_says_so(tmp_path: Path) -> Non
 
 async def until(check: Any, timeout_s: float = 10.0) -> None:
     async with asyncio.timeout(timeout_s):
-        while not check():
+        while not check():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
 async def until_gone(api: Served, service: str) -> None:
     async with asyncio.timeout(10):
-        while any(view.id == service for view in (await api.call(public.LIST_SERVICES)).items):
+        while any(view.id == service for view in (await api.call(public.LIST_SERVICES)).items):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
 

@@ -11,7 +11,11 @@ export async function answerOf(sent) {
     const words = await response.json();
     return { ok: response.ok, status: response.status, words };
   } catch {
-    return { ok: false, status: 0, words: { detail: "there is no answer", hint: "check your connection and try again" } };
+    return {
+      ok: false,
+      status: 0,
+      words: { detail: "there is no answer", hint: "check your connection and try again" },
+    };
   }
 }
 

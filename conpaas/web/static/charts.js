@@ -4,7 +4,11 @@ import uPlot from "./vendor/uplot/uPlot.esm.js";
 const HEIGHT = 120;
 const KNOWN = [
   { title: "requests", unit: "/s", lines: { request_rate: "requests" } },
-  { title: "response time", unit: "ms", lines: { response_p50: "half of all", response_p95: "95 %", response_p99: "99 %" } },
+  {
+    title: "response time",
+    unit: "ms",
+    lines: { response_p50: "half of all", response_p95: "95 %", response_p99: "99 %" },
+  },
   { title: "errors", unit: "/s", lines: { error_rate: "errors" }, hue: 3 },
   { title: "throughput", unit: "B/s", lines: { throughput: "throughput" }, hue: 1 },
   { title: "processor", unit: "core", lines: { cpu: "cpu" }, hue: 2 },
@@ -37,7 +41,9 @@ function begin() {
 
 async function load() {
   const minutes = document.getElementById("chart-minutes").value;
-  const response = await fetch(`${room.dataset.source}?minutes=${minutes}`, { headers: { Accept: "application/json" } }).catch(() => null);
+  const response = await fetch(`${room.dataset.source}?minutes=${minutes}`, {
+    headers: { Accept: "application/json" },
+  }).catch(() => null);
   if (!response?.ok) return; // the next live event brings points
   points.clear();
   (await response.json()).forEach(add);
@@ -63,7 +69,10 @@ function groups(list) {
   const known = KNOWN.filter((group) => Object.keys(group.lines).some((key) => keys.has(key)));
   const named = new Set(KNOWN.flatMap((group) => Object.keys(group.lines)));
   const others = [...keys].filter((key) => !named.has(key) && !HIDDEN.has(key)).sort();
-  return [...known, ...others.map((key) => ({ title: key.replaceAll("_", " "), unit: "", lines: { [key]: key }, hue: 4 }))];
+  return [
+    ...known,
+    ...others.map((key) => ({ title: key.replaceAll("_", " "), unit: "", lines: { [key]: key }, hue: 4 })),
+  ];
 }
 
 function draw() {
@@ -83,7 +92,12 @@ function draw() {
 
 function empty() {
   clear();
-  room.replaceChildren(Object.assign(document.createElement("p"), { className: "muted", textContent: "No values yet: they come while the service runs." }));
+  room.replaceChildren(
+    Object.assign(document.createElement("p"), {
+      className: "muted",
+      textContent: "No values yet: they come while the service runs.",
+    }),
+  );
 }
 
 function clear() {
@@ -123,7 +137,12 @@ function colour(name) {
 }
 
 function options(group, keys, width) {
-  const axis = { stroke: colour("--muted"), font: "11px system-ui, sans-serif", grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false } };
+  const axis = {
+    stroke: colour("--muted"),
+    font: "11px system-ui, sans-serif",
+    grid: { stroke: colour("--line"), width: 1 },
+    ticks: { show: false },
+  };
   return {
     width,
     height: HEIGHT,
@@ -138,7 +157,13 @@ function options(group, keys, width) {
       {},
       ...keys.map((_, index) => {
         const stroke = colour(`--hue-${(group.hue ?? 0) + index}`);
-        return { stroke, width: 1.8, fill: keys.length === 1 ? `${stroke}22` : undefined, points: { show: (_, __, first, last) => last - first < 3 }, spanGaps: true };
+        return {
+          stroke,
+          width: 1.8,
+          fill: keys.length === 1 ? `${stroke}22` : undefined,
+          points: { show: (_, __, first, last) => last - first < 3 },
+          spanGaps: true,
+        };
       }),
     ],
     hooks: { setCursor: [hover] },
@@ -154,7 +179,14 @@ function span(_, first) {
 
 function timeLabels(_, ticks) {
   const short = ticks.length > 1 && ticks[1] - ticks[0] < 60;
-  return ticks.map((tick) => new Date(tick * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: short ? "2-digit" : undefined, hour12: false }));
+  return ticks.map((tick) =>
+    new Date(tick * 1000).toLocaleTimeString([], {
+      hour: "2-digit",
+      minute: "2-digit",
+      second: short ? "2-digit" : undefined,
+      hour12: false,
+    }),
+  );
 }
 
 function fill(chart, list) {
@@ -170,7 +202,9 @@ function hover(plot) {
 
 function say({ plot, keys, group, now }, index) {
   const values = keys.map((_, line) => plot.data[line + 1][index]);
-  now.textContent = values.every((value) => value == null) ? "" : `${values.map((value) => (value == null ? "–" : number(value, group.unit))).join(" · ")}${scaled(group.unit) ? "" : ` ${group.unit}`}`;
+  now.textContent = values.every((value) => value == null)
+    ? ""
+    : `${values.map((value) => (value == null ? "–" : number(value, group.unit))).join(" · ")}${scaled(group.unit) ? "" : ` ${group.unit}`}`;
 }
 
 const scaled = (unit) => unit.startsWith("B");

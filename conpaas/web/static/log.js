@@ -41,11 +41,18 @@ function shown(line) {
     return place;
   }
   place.className = words.level ?? "";
-  const time = Object.assign(document.createElement("time"), { textContent: String(words.timestamp ?? "").slice(11, 23) });
+  const time = Object.assign(document.createElement("time"), {
+    textContent: String(words.timestamp ?? "").slice(11, 23),
+  });
   time.title = words.timestamp ?? "";
   const event = Object.assign(document.createElement("b"), { textContent: words.event });
   const rest = Object.entries(words).filter(([name, value]) => !ALWAYS.has(name) && value !== "");
-  place.append(time, ` ${(words.level ?? "").padEnd(7)} `, event, ` ${rest.map(([name, value]) => `${name}=${text(value)}`).join(" ")}\n`);
+  place.append(
+    time,
+    ` ${(words.level ?? "").padEnd(7)} `,
+    event,
+    ` ${rest.map(([name, value]) => `${name}=${text(value)}`).join(" ")}\n`,
+  );
   return place;
 }
 

@@ -36,7 +36,8 @@ function put(part) {
     callbacks: {
       beforeNodeMorphed: (old) => !kept(old),
       beforeNodeRemoved: (old) => !(old instanceof HTMLDialogElement && old.open),
-      beforeAttributeUpdated: (name, old) => !(name === "open" || name === "aria-busy") || !(old instanceof HTMLElement),
+      beforeAttributeUpdated: (name, old) =>
+        !(name === "open" || name === "aria-busy") || !(old instanceof HTMLElement),
     },
   });
   document.title = `${document.getElementById("page").dataset.title} · ConPaaS`;

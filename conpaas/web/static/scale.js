@@ -5,13 +5,25 @@ const staged = new Map();
 /** Return the change that was written, or throw what is wrong with it. */
 export function read(text, { role, dedicated, minimum, maximum }) {
   const word = text.trim();
-  if (!WORD.test(word)) throw new Error(word ? `“${word.slice(0, 40)}” is not a number of instances: write +1 to add one, -2 to remove two` : "write a number, such as +1 or -2");
+  if (!WORD.test(word))
+    throw new Error(
+      word
+        ? `“${word.slice(0, 40)}” is not a number of instances: write +1 to add one, -2 to remove two`
+        : "write a number, such as +1 or -2",
+    );
   const change = Number(word);
   if (change === 0) throw new Error(`“${word}” changes nothing: write +1 or more, -1 or less`);
-  if (dedicated + change > maximum) throw new Error(`${word.replace("+", "")} are too many: at most ${maximum} instances can be ${role}, so at most ${maximum - dedicated} more`);
+  if (dedicated + change > maximum)
+    throw new Error(
+      `${word.replace("+", "")} are too many: at most ${maximum} instances can be ${role}, so at most ${maximum - dedicated} more`,
+    );
   if (dedicated + change < minimum) {
     const spare = dedicated - minimum;
-    throw new Error(spare > 0 ? `only ${spare} ${role} can be removed: ${minimum} must stay` : `no ${role} instance can be removed: ${minimum ? `${minimum} must stay` : "there is none of its own"}`);
+    throw new Error(
+      spare > 0
+        ? `only ${spare} ${role} can be removed: ${minimum} must stay`
+        : `no ${role} instance can be removed: ${minimum ? `${minimum} must stay` : "there is none of its own"}`,
+    );
   }
   return change;
 }
@@ -30,7 +42,14 @@ function show() {
     button.querySelector(".delta").textContent = change ? signed(change) : "";
     button.classList.toggle("staged", change !== 0);
     form.querySelector(`input[name="${button.dataset.role}"]`)?.remove();
-    if (change) form.append(Object.assign(document.createElement("input"), { type: "hidden", name: button.dataset.role, value: signed(change) }));
+    if (change)
+      form.append(
+        Object.assign(document.createElement("input"), {
+          type: "hidden",
+          name: button.dataset.role,
+          value: signed(change),
+        }),
+      );
     sum += change;
   }
   form.querySelector("button.primary").disabled = staged.size === 0;

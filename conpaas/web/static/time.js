@@ -1,5 +1,9 @@
 // "11 minutes ago", kept true while the page is open. The words are those of conpaas/core/units.py.
-const STEPS = [[86400, "day"], [3600, "hour"], [60, "minute"]];
+const STEPS = [
+  [86400, "day"],
+  [3600, "hour"],
+  [60, "minute"],
+];
 
 export function ago(seconds) {
   for (const [size, word] of STEPS) {

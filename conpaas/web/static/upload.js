@@ -12,7 +12,9 @@ document.addEventListener("change", (event) => {
 
 function showChosen(input) {
   const [file] = input.files;
-  document.getElementById("chosen").textContent = file ? `${file.name}, ${size(file.size)}` : "example: .zip, .tar of your source tree";
+  document.getElementById("chosen").textContent = file
+    ? `${file.name}, ${size(file.size)}`
+    : "example: .zip, .tar of your source tree";
 }
 
 function size(bytes) {
@@ -49,8 +51,14 @@ function send(form, file) {
     bar.value = (100 * event.loaded) / event.total;
     words.textContent = event.loaded === event.total ? "checking…" : `${Math.round(bar.value)} %`;
   });
-  request.addEventListener("load", end(() => finish(form, request)));
-  request.addEventListener("error", end(() => complain(form, { detail: "the upload was cut off", hint: "nothing is stored: try again" })));
+  request.addEventListener(
+    "load",
+    end(() => finish(form, request)),
+  );
+  request.addEventListener(
+    "error",
+    end(() => complain(form, { detail: "the upload was cut off", hint: "nothing is stored: try again" })),
+  );
   request.addEventListener("abort", end());
   request.open("POST", `${form.action}?${new URLSearchParams({ filename: file.name })}`);
   request.setRequestHeader("Accept", "application/json");
