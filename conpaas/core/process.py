@@ -119,7 +119,7 @@ class _Front:
         self._stop_timeout_s = stop_timeout_s
         self._runners: list[web.AppRunner] = []
         self._listeners: list[asyncio.Server] = []
-        self._calls: set[asyncio.Task[Any]] = set()
+        self._calls: dict[asyncio.Task[Any], web.RequestHandler] = {}
         self._streams: set[asyncio.Task[Any]] = set()
         """Those of the calls that have no end of their own."""
         self._stopping = False
@@ -160,7 +160,7 @@ class _Front:
             for task in self._calls:
                 log.warning("call-cut-off", call=task.get_name())
                 task.cancel()
-            await _wait(self._calls, ABORT_S)
+            await self._ended(ABORT_S)
             for runner in self._runners:
                 await runner.cleanup()
 
@@ -168,14 +168,25 @@ class _Front:
         self._stopping = True
         for listener in self._listeners:
             listener.close()
-        await SYSTEM_CLOCK.sleep(0)  # what has just been accepted is a call under way
+        for _ in range(3):  # what has come by now becomes a call under way
+            await SYSTEM_CLOCK.sleep(0)
+        busy = set(self._calls.values())
         for runner in self._runners:
-            _server(runner).pre_shutdown()
+            for connection in _server(runner).connections:
+                if connection not in busy:  # not `pre_shutdown`: it would drop the rest of an upload, too
+                    connection.force_close()
         for stream in self._streams:
             stream.cancel()
         main = asyncio.current_task()
         if main is None or not main.cancelling():  # the second signal may have come before this
-            await _wait(self._calls, self._stop_timeout_s)
+            await self._ended(self._stop_timeout_s)
+
+    async def _ended(self, timeout_s: float) -> None:
+        """Wait until no call is under way, or the time is up."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._calls:
+                    await asyncio.wait(set(self._calls))
 
     @web.middleware
     async def _track(
@@ -184,8 +195,8 @@ class _Front:
         task = asyncio.current_task()
         if task is not None:
             task.set_name(f"{request.method} {request.path}")
-            self._calls.add(task)  # until its answer is written, which is after the handler
-            task.add_done_callback(self._calls.discard)
+            self._calls[task] = request.protocol  # until its answer is written, which is after the handler
+            task.add_done_callback(self._calls.pop)
         response = await handler(request)
         if self._stopping:
             response.force_close()  # a connection made in the last moment takes no second call
@@ -212,11 +223,6 @@ def _server(runner: web.AppRunner) -> web.Server:
     if server is None:
         raise RuntimeError("the runner is not set up")
     return server
-
-
-async def _wait(calls: set[asyncio.Task[Any]], timeout_s: float) -> None:
-    if calls:
-        await asyncio.wait(set(calls), timeout=timeout_s)
 
 
 def _leave_the_rest_to(sub: web.Application, app: web.Application, routes: Sequence[web.AbstractRouteDef]) -> None:

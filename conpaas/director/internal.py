@@ -125,6 +125,8 @@ class Internal:
 
     async def change_spec(self, call: Call, body: internal.ChangeSpec) -> OperationView:
         """Change what is wanted, as a manager was told by its owner."""
+        if body.kind in {lifecycle.CREATE, lifecycle.TERMINATE, lifecycle.UNDO}:
+            raise ForbiddenError(f"'{body.kind}' is not a manager's to command", value=body.kind)
         work = self._services.change(
             call.params["id"],
             lambda _service, _wanted: body.wanted,

@@ -239,6 +239,7 @@ class Services:
             at=now,
             actor=actor,
             service=service,
+            message=_summary(before, after),
             before=_difference(before, after),
             after=_difference(after, before),
         )
@@ -475,6 +476,18 @@ def _refused(wish: Wish, nodes: list[NodeView], clock: Clock) -> NodeView:
         created=now,
         since=now,
     )
+
+
+def _summary(before: Wanted, after: Wanted) -> str:
+    """Say in few words what changes: `web +2, php +1`."""
+    counts = {role: after.roles.get(role, 0) - before.roles.get(role, 0) for role in {**before.roles, **after.roles}}
+    words = [f"{role} {count:+d}" for role, count in counts.items() if count]
+    words += [f"{name}: {value}" for name, value in after.settings.items() if before.settings.get(name) != value]
+    if after.code != before.code:
+        words.append(f"code {after.code}")
+    if (after.start_script, after.stop_script) != (before.start_script, before.stop_script):
+        words.append("scripts")
+    return ", ".join(words)[:500]
 
 
 def _difference(one: Wanted, other: Wanted) -> str:

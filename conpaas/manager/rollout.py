@@ -99,8 +99,10 @@ class Rollout:
         leaving = [handle for handle in self._nodes.living() if handle.view.id not in plan.roles]
         await self._roll_out(roles, record, leaving)
         await asyncio.gather(*(self._give_back(handle) for handle in leaving))
-        waiting = any(handle.state not in ROLLED_OUT for handle in self._nodes.living())
-        done = not plan.missing and not waiting and not self._ill()
+        living = self._nodes.living()
+        waiting = any(handle.state not in ROLLED_OUT for handle in living)
+        lost = plan.roles.keys() - {MANAGER} - {handle.view.id for handle in living}  # while this round ran
+        done = not (plan.missing or waiting or lost or self._ill())
         self._note(record, plan)
         if done:
             self.reached = record.generation

@@ -115,12 +115,16 @@ class FakeDirector(Process):
             raise AssertionError(f"not reached: {self.reports[-1:]}, {self.nodes}") from None
 
     async def until_state(self, state: ServiceState) -> None:
-        await self.until(lambda: self.state is state and self.reports and self.reports[-1].generation == self.generation)
+        await self.until(
+            lambda: self.state is state and self.reports and self.reports[-1].generation == self.generation
+        )
 
     def serving_nodes(self) -> list[NodeView]:
         return [node for node in self.nodes.values() if node.state is NodeState.SERVING]
 
-    def context(self, kind: Literal["manager", "agent"], instance: str, address: str, epoch: int | None = None) -> Context:
+    def context(
+        self, kind: Literal["manager", "agent"], instance: str, address: str, epoch: int | None = None
+    ) -> Context:
         return Context(
             deployment="dep-test",
             kind=kind,
@@ -234,7 +238,13 @@ class FakeDirector(Process):
         node = f"i-{next(self._numbers)}"
         now = SYSTEM_CLOCK.now()
         view = NodeView(
-            id=node, kind="agent", cloud="test", address=self._address(), state=NodeState.BOOTING, created=now, since=now
+            id=node,
+            kind="agent",
+            cloud="test",
+            address=self._address(),
+            state=NodeState.BOOTING,
+            created=now,
+            since=now,
         )
         self.nodes[node] = view
         if self.refuse:

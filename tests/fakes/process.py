@@ -35,6 +35,7 @@ class Talkative(Process):
         if self.fate == "slow":
             await asyncio.Event().wait()
         routes = [web.get("/slow", self.slow), web.get("/release", self.let_go), web.get("/stream", self.stream)]
+        routes.append(web.put("/upload", self.upload))
         return [Site("127.0.0.1", 0, routes), Site("127.0.0.1", 0, routes)]
 
     def loops(self) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
@@ -64,6 +65,13 @@ class Talkative(Process):
             raise
         say("call completed")
         return web.Response(text="done")
+
+    async def upload(self, request: web.Request) -> web.Response:
+        size = len(await request.content.readany())
+        say("upload begun")
+        async for piece in request.content.iter_any():
+            size += len(piece)
+        return web.Response(text=str(size))
 
     async def let_go(self, _: web.Request) -> web.Response:
         self.release.set()

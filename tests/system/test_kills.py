@@ -1,4 +1,4 @@
-"""SIGKILL at every stage, for each kind of process: with no help the work is finished, and the site answers throughout."""
+"""SIGKILL at every stage, for each kind of process: with no help the work is finished, and the site goes on."""
 
 import asyncio
 import os
@@ -140,7 +140,9 @@ async def test_the_work_is_finished_whoever_is_killed(
 async def serving_again(here: Stand, service: str, lost: NodeView, nodes: int) -> ServiceView:
     return await here.until(
         service,
-        lambda view: is_running(view, nodes) and lost.id not in {node.id for node in view.nodes if node.state != "GONE"},
+        lambda view: (
+            is_running(view, nodes) and lost.id not in {node.id for node in view.nodes if node.state != "GONE"}
+        ),
         what=f"{lost.id} replaced",
     )
 
@@ -201,9 +203,7 @@ async def test_everything_is_killed_at_once_and_comes_back(here: Stand, tmp_path
 
 async def test_two_directors_on_one_machine_do_not_collide(here: Stand, tmp_path: Path) -> None:
     async with stand() as other:
-        first, second = await asyncio.gather(
-            *[one.client.create(type="php", name="same") for one in (here, other)]
-        )
+        first, second = await asyncio.gather(*[one.client.create(type="php", name="same") for one in (here, other)])
         await asyncio.gather(here.client.start(first.id, wait=True), other.client.start(second.id, wait=True))
         mine, theirs = await here.running(first.id, 1), await other.running(second.id, 1)
         addresses = [node.address for node in (*mine.nodes, *theirs.nodes)]
@@ -211,5 +211,3 @@ async def test_two_directors_on_one_machine_do_not_collide(here: Stand, tmp_path
         await other.client.terminate(second.id, wait=True)
         await other.nothing_is_left()
         assert is_running(await here.client.service(first.id), 1)
-
-

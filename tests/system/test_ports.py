@@ -108,7 +108,9 @@ class Live:
 
     def pids(self) -> list[object]:
         nodes = [node for node in self.view.nodes if node.address]
-        engines = {name: [self.here.engines(node, name)[:1] for node in nodes] for name in ("nginx", "haproxy", "redis")}
+        engines = {
+            name: [self.here.engines(node, name)[:1] for node in nodes] for name in ("nginx", "haproxy", "redis")
+        }
         return [self.here.director, [self.here.daemon(node) for node in nodes], engines]
 
 
@@ -141,9 +143,7 @@ async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live]:
         await asyncio.gather(owner.close(), stranger.close())
 
 
-async def clients(
-    here: Stand, view: ServiceView, ports: Mapping[str, Place], folder: Path
-) -> tuple[Client, Client]:
+async def clients(here: Stand, view: ServiceView, ports: Mapping[str, Place], folder: Path) -> tuple[Client, Client]:
     """Return the owner's connection to the manager, and nobody's to the port for instances."""
     key, csr = tls.make_key_and_csr()
     given = await here.client.certificate(csr.decode())

@@ -267,7 +267,7 @@ async def test_every_change_is_in_the_log_with_before_and_after(rig: Rig, user: 
 
     [event] = await rig.events("scale")
 
-    assert (event.actor, event.service_id, event.user_id) == ("user:alice", service, user)
+    assert (event.actor, event.service_id, event.user_id, event.message) == ("user:alice", service, user, "back +1")
     assert (event.before, event.after) == ('{"roles":{"front":1,"back":0}}', '{"roles":{"front":1,"back":1}}')
 
 

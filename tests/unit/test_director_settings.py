@@ -1,18 +1,21 @@
 """Settings, the data folder and the database: what is off is said, what is there is kept."""
 
+import asyncio
 import os
+import threading
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, select, text
 
-from conpaas.core.errors import BadInputError, ConflictError
+from conpaas.core.errors import BadInputError, ConflictError, DiskFullError
 from conpaas.core.messages.base import Message
 from conpaas.director.app import locked
 from conpaas.director.db.database import Changes, Database
 from conpaas.director.db.models import Base, EventRow, User
+from conpaas.director.ledger import user_of
 from conpaas.director.settings import DirectorSettings, Limits
 from tests.fakes import postgres
 from tests.fakes.director import START, open_rig
@@ -87,6 +90,10 @@ async def test_a_database_that_cannot_be_opened_is_an_error(url: str) -> None:
     with pytest.raises(BadInputError, match="database"):
         await Database.open(url)
 
+    async with asyncio.timeout(10):  # aiosqlite ends the thread of a connection that failed a moment later
+        while any("_connection_worker_thread" in thread.name for thread in threading.enumerate()):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
 
 async def test_a_postgresql_database_has_one_director() -> None:
     url = await postgres.new_database()
@@ -153,3 +160,25 @@ async def test_a_write_tells_what_it_changed(tmp_path: Path) -> None:
             row.credits += 1
         assert rig.db.stamp("users") != stamp
         assert [changes.users for changes in told] == [set(), {user}]
+
+
+async def test_a_full_disk_is_a_clear_error_and_loses_nothing(tmp_path: Path) -> None:
+    async with open_rig(tmp_path) as rig:
+        user = await rig.add_user()
+        async with rig.db.write() as session:
+            pages = await session.scalar(text("PRAGMA page_count"))
+            await session.execute(text(f"PRAGMA max_page_count = {pages}"))
+
+        async def fill() -> None:
+            async with rig.db.write() as session:
+                (await user_of(session, user)).credits = 7
+                session.add(EventRow(at=START, kind="long", actor="a", message="x" * 1_000_000))
+
+        with pytest.raises(DiskFullError, match="no space left"):
+            await fill()
+
+        assert await rig.credits(user) == 100
+        async with rig.db.write() as session:
+            await session.execute(text("PRAGMA max_page_count = 100000000"))
+        await fill()
+        assert await rig.credits(user) == 7

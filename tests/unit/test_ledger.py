@@ -293,6 +293,26 @@ async def test_a_cloud_that_is_away_stops_nothing_else(rig: Rig) -> None:
     await rig.reconciler.reconcile()
 
 
+async def test_a_driver_that_breaks_ends_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    user, service = await started(rig)
+    cloud = rig.director.clouds.usable("sim")
+
+    async def break_down(*_: object) -> None:
+        raise ZeroDivisionError("oh")
+
+    with monkeypatch.context() as patch:
+        for verb in ("create", "list", "delete", "describe"):
+            patch.setattr(cloud, verb, break_down)
+        [node] = await rig.add_nodes(service, 1)
+        await rig.reconciler.reconcile()
+        await rig.reconciler.watch()
+        assert (await rig.instance(node)).state is NodeState.REQUESTED
+    await rig.reconciler.reconcile()
+
+    assert (await rig.instance(node)).state is NodeState.BOOTING
+    assert await rig.credits(user) == 98
+
+
 async def test_a_cloud_that_cannot_be_used_says_why(rig: Rig) -> None:
     user = await rig.add_user()
 

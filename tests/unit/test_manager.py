@@ -172,7 +172,9 @@ async def test_a_manager_that_dies_on_the_way_down_goes_on_where_it_was(director
     director.want(running=True, roles={"front": 1, "back": 2})
     await director.until_state(S.RUNNING)
     director.want(running=False)
-    await director.until(lambda: director.deleted or any(n.state is NodeState.DRAINING for n in director.nodes.values()))
+    await director.until(
+        lambda: director.deleted or any(n.state is NodeState.DRAINING for n in director.nodes.values())
+    )
 
     await director.end_manager()
     await director.start_manager()

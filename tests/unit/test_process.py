@@ -138,6 +138,42 @@ async def test_a_call_under_way_gets_its_whole_answer_before_any_resource_closes
     assert capsys.readouterr().out.split("\n")[:-1] == ["call completed", *CLOSED]
 
 
+async def test_an_upload_under_way_comes_to_its_end(
+    http: aiohttp.ClientSession, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process = Talkative(30)
+    running = asyncio.create_task(process.run(signals=False))
+    await process.ready.wait()
+    rest = asyncio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"x" * 1000
+        await rest.wait()
+        for _ in range(10):
+            yield b"x" * 100_000
+
+    url = f"http://127.0.0.1:{process.ports[0]}/upload"
+    sending = asyncio.create_task(http.put(url, data=pieces()))
+    await _said("upload begun", capsys)
+    process.stop.set()
+    await _said("stopping", capsys)
+    rest.set()
+    assert await (await sending).text() == "1001000"
+    await running
+
+
+async def test_idle_connections_do_not_hold_up_the_stop(http: aiohttp.ClientSession) -> None:
+    process = Talkative(1000)
+    running = asyncio.create_task(process.run(signals=False))
+    await process.ready.wait()
+    await fetch(http, f"http://127.0.0.1:{process.ports[0]}/nothing")  # kept alive now
+    _, silent = await asyncio.open_connection("127.0.0.1", process.ports[1])
+    process.stop.set()
+    await running
+    silent.close()
+    await asyncio.gather(silent.wait_closed(), return_exceptions=True)
+
+
 async def _said(word: str, capsys: pytest.CaptureFixture[str], times: int = 1) -> None:
     heard = ""
     async with asyncio.timeout(20):
