@@ -32,6 +32,7 @@ log = structlog.get_logger()
 RESYNC_S = 30.0
 """Compare with what is wanted this often, even if nothing seems to have changed."""
 LOG_CHECK_S = 60.0
+REPORT_RETRY_S = 1.0
 POINTS_KEPT = 720
 
 
@@ -168,12 +169,18 @@ class Manager(Process):
 
     async def _reports(self) -> None:
         """Report whenever something changed, and as a heartbeat."""
+        cut_off = False
         while True:
             try:
                 await self._report()
+                if cut_off:
+                    self._wake.set()  # the director is back: go on at once
+                cut_off = False
             except ConpaasError as exc:
                 log.debug("not-reported", error=exc.message)
-                await self.clock.sleep(1.0)
+                cut_off = True
+                await self.clock.sleep(REPORT_RETRY_S)
+                continue
             try:
                 async with asyncio.timeout(self.timings.metrics_period_s):
                     await self._report_now.wait()

@@ -7,5 +7,5 @@ from collections.abc import Callable
 async def until(check: Callable[[], object], timeout_s: float = 20.0) -> None:
     """Wait until `check` holds; TimeoutError if it does not in time."""
     async with asyncio.timeout(timeout_s):
-        while not check():  # noqa: ASYNC110  (a log, a file or another process wakes nobody)
+        while not check():
             await asyncio.sleep(0.01)

@@ -507,13 +507,13 @@ async def test_a_second_director_on_the_same_data_says_so(tmp_path: Path) -> Non
 
 async def until(check: Any, timeout_s: float = 10.0) -> None:
     async with asyncio.timeout(timeout_s):
-        while not check():  # noqa: ASYNC110
+        while not check():
             await asyncio.sleep(0.01)
 
 
 async def until_gone(api: Served, service: str) -> None:
     async with asyncio.timeout(10):
-        while any(view.id == service for view in (await api.call(public.LIST_SERVICES)).items):  # noqa: ASYNC110
+        while any(view.id == service for view in (await api.call(public.LIST_SERVICES)).items):
             await asyncio.sleep(0.02)
 
 

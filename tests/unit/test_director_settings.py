@@ -91,7 +91,7 @@ async def test_a_database_that_cannot_be_opened_is_an_error(url: str) -> None:
         await Database.open(url)
 
     async with asyncio.timeout(10):  # aiosqlite ends the thread of a connection that failed a moment later
-        while any("_connection_worker_thread" in thread.name for thread in threading.enumerate()):  # noqa: ASYNC110
+        while any("_connection_worker_thread" in thread.name for thread in threading.enumerate()):
             await asyncio.sleep(0.01)
 
 

@@ -117,7 +117,7 @@ async def test_stopping_kills_what_does_not_listen(supervisor: Supervisor, tmp_p
     spec = EngineSpec("deaf", ("sh", "-c", "trap '' TERM; touch deaf; while :; do sleep 1; done"), tmp_path)
     await supervisor.ensure(spec)
     pid = supervisor.pid("deaf")
-    await until(lambda: (tmp_path / "deaf").exists())
+    await until((tmp_path / "deaf").exists)
 
     await supervisor.stop("deaf", number=signal.SIGTERM, timeout_s=0.1)
 

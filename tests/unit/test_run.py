@@ -24,7 +24,7 @@ def python(code: str, *arguments: str) -> list[str]:
 
 async def eventually(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - nobody tells of the end of a foreign process
+        while not condition():
             await asyncio.sleep(0.01)
 
 
