@@ -34,7 +34,7 @@ async def start(b: Bench) -> Mapping[str, Measured]:
     starts: list[float] = []
     both: list[float] = []
     floors: list[float] = []
-    async with b.director() as deployment, aiohttp.ClientSession() as session:
+    async with b.director() as deployment, _visitor() as session:
         client = deployment.client
         async with _service(deployment) as service:  # the first start is never like the others: not counted
             await client.start(service.id, wait=True)
@@ -50,6 +50,11 @@ async def start(b: Bench) -> Mapping[str, Measured]:
             floors.append(await _by_hand_to_page(session, hand))
             b.say(f"start {number + 1}: {starts[-1]:.3f} s, with create {both[-1]:.3f} s, by hand {floors[-1]:.3f} s")
     return {"start_to_first_page": medians(starts, floors), "create_and_start": medians(both, floors)}
+
+
+def _visitor() -> aiohttp.ClientSession:
+    """Return a session that keeps no connection: a proxy that stops would wait for it to end."""
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True))
 
 
 @asynccontextmanager
@@ -133,7 +138,7 @@ async def requests(b: Bench) -> Mapping[str, Measured]:
     """Load a service of four nodes, and the same engines by hand while ConPaaS is frozen, in turn."""
     values: list[float] = []
     floors: list[float] = []
-    async with b.director() as deployment, aiohttp.ClientSession() as session, _running(b, deployment) as service:
+    async with b.director() as deployment, _visitor() as session, _running(b, deployment) as service:
         await _scale(deployment, service, {"php": 2, "web": 1})
         hand = ByHand(b, deployment, await deployment.client.service(service.id))
         hand.launch()

@@ -32,6 +32,14 @@ from typing import Any, ClassVar
 PROBLEM_TYPE = "application/problem+json"
 
 
+DETAIL_CHARACTERS = 1000
+
+
+def _in_part(text: str) -> str:
+    """Return as much of a text as people read: it may quote what was sent to us."""
+    return text if len(text) <= DETAIL_CHARACTERS else f"{text[:DETAIL_CHARACTERS]}…"
+
+
 class ConpaasError(Exception):
     """An expected error. `message` says what failed, with the value; `hint` says what to do next."""
 
@@ -52,10 +60,10 @@ class ConpaasError(Exception):
             "type": f"urn:conpaas:error:{self.code}",
             "title": self.code.replace("-", " "),
             "status": self.status,
-            "detail": self.message,
+            "detail": _in_part(self.message),
             "code": self.code,
             "value": value[:200] if isinstance(value, str) else value,
-            "hint": self.hint,
+            "hint": _in_part(self.hint),
         }
 
 

@@ -48,10 +48,11 @@ def temporary_beside(target: Path) -> Iterator[tuple[Path, IO[bytes]]]:
         Path(name).unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, data: bytes | str, *, mode: int = 0o644) -> None:
+def write_atomically(path: Path, data: bytes | str, *, mode: int = 0o644, durable: bool = True) -> None:
     """Write `data` (text as UTF-8) to `path`: readers see the old file or the new one, also after a crash.
 
-    The file has exactly `mode`, whatever the umask, and never a wider one on the way.
+    The file has exactly `mode`, whatever the umask, and never a wider one on the way. What can be made again need
+    not be `durable`: nobody waits for the disk then, and after a power cut it may be the old one, damaged or missing.
     Raises DiskFullError; no temporary file is left after any error.
     """
     content = data.encode() if isinstance(data, str) else data
@@ -59,9 +60,11 @@ def write_atomically(path: Path, data: bytes | str, *, mode: int = 0o644) -> Non
         file.write(content)
         file.flush()
         os.fchmod(file.fileno(), mode)
-        os.fsync(file.fileno())
+        if durable:
+            os.fsync(file.fileno())
         temporary.replace(path)
-        sync_directory(path.parent)
+        if durable:
+            sync_directory(path.parent)
 
 
 def sync_directory(directory: Path) -> None:

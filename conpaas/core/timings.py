@@ -10,8 +10,8 @@ class Timings(Message):
 
     node_boot_timeout_s: PositiveFloat = 300.0
     """How long a new instance may take to answer before it is deleted and replaced."""
-    boot_poll_s: PositiveFloat = 0.1
-    """First pause between two questions to a booting node; it grows to ten times that, with jitter."""
+    boot_poll_s: PositiveFloat = 0.02
+    """First pause between two questions to a booting node; it grows to fifty times that, with jitter."""
     health_period_s: PositiveFloat = 2.0
     """How often the manager asks each node how it is."""
     node_silent_s: PositiveFloat = 10.0

@@ -208,7 +208,8 @@ class Director(Process):
         )
 
     async def serving(self) -> None:
-        """Show the new administrator's password, once."""
+        """Show the new administrator's password, once; go on with what was under way."""
+        await self.reconciler.wake_managers()
         if self.new_admin_password is not None:
             sys.stdout.write(f"administrator: {ADMIN}\npassword: {self.new_admin_password}\n")
             sys.stdout.flush()

@@ -8,7 +8,7 @@ from sqlalchemy import delete, select
 from conpaas.core.clock import Clock
 from conpaas.core.errors import ConpaasError
 from conpaas.core.messages.model import Wanted
-from conpaas.core.states import OperationState, ServiceState
+from conpaas.core.states import TRANSIENT, OperationState, ServiceState
 from conpaas.director import lifecycle, money
 from conpaas.director.accounts import Accounts
 from conpaas.director.clouds import Clouds
@@ -48,6 +48,15 @@ class Reconciler:
         self._db, self._settings, self._clock = db, settings, clock
         self._clouds, self._ledger, self._managers = clouds, ledger, managers
         self._services, self._endings, self._accounts, self._code = services, endings, accounts, code
+
+    # -- at the start -----------------------------------------------------------------------------------------------
+
+    async def wake_managers(self) -> None:
+        """Tell the managers that have something to do that the director is back: they need not wait to try again."""
+        async with self._db.read() as session:
+            query = select(Service).where(Service.terminated.is_(None), Service.state.in_(TRANSIENT))
+            for service in (await session.scalars(query)).all():
+                self._managers.poke(service, manager_of(service, await lifecycle.instances_of(session, service.id)))
 
     # -- every couple of seconds ------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from conpaas.director import catalogue, lifecycle, views
 from conpaas.director.clouds import Clouds
 from conpaas.director.code import CodeStore
 from conpaas.director.db.database import Database
-from conpaas.director.db.models import Application, CodeVersion, Instance, Operation, Service, StateChangeRow
+from conpaas.director.db.models import Application, CodeVersion, EventRow, Instance, Operation, Service, StateChangeRow
 from conpaas.director.endings import Endings
 from conpaas.director.events import record
 from conpaas.director.ledger import Ledger, Wish, instance_of, service_of, user_of
@@ -399,6 +399,10 @@ class Services:
         message = f"the credits pay for {got} of {asked} more nodes"
         for operation in await lifecycle.under_way(session, service.id):
             operation.message = message
+        query = select(EventRow).where(EventRow.service_id == service.id).order_by(EventRow.id.desc()).limit(1)
+        last = await session.scalar(query)
+        if last is not None and (last.kind, last.message) == ("credits-short", message):
+            return  # managers ask again and again: it is told once
         record(session, "credits-short", at=self._clock.now(), actor="director", service=service, message=message)
 
     async def delete_node(self, service_id: str, instance_id: str, body: Gone) -> None:

@@ -111,6 +111,7 @@ class Manager(Process):
             self._failures = 0
             self._report_now.set()
             return RESYNC_S
+        self._failures += self.rollout.refused
         self._report_now.set()
         return self._delay() if self._failures else RESYNC_S
 

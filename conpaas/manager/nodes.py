@@ -141,7 +141,7 @@ class Nodes:
                     f" {self._timings.node_boot_timeout_s:g} s: {reason}"
                 )
             await self._clock.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311  (not a secret)
-            pause = min(pause * 1.3, self._timings.boot_poll_s * 10)
+            pause = min(pause * 1.3, self._timings.boot_poll_s * 50)
 
     async def _ask(self, handle: Handle) -> None:
         client = await self.client(handle)

@@ -77,6 +77,8 @@ class Rollout:
         self.reached = -1
         """The generation that was last reached in full."""
         self.situation: Situation | None = None
+        self.refused = False
+        """The last round asked for nodes, and got fewer: they are asked for again, with back-off."""
 
     async def read(self) -> ServiceRecord:
         """Read the record of the service, and learn of nodes from it."""
@@ -87,6 +89,7 @@ class Rollout:
 
     async def round(self) -> bool:
         """Go as far as is possible now; return whether all is as wanted."""
+        self.refused = False
         record = await self.read()
         roles = record.wanted.roles if record.wanted.running else {}
         await self._delete_ended()
@@ -120,6 +123,7 @@ class Rollout:
         log.info("nodes-requested", count=count, got=len(answer.items))
         await self.read()
         refused = [view for view in answer.items if view.state is NodeState.GONE]
+        self.refused = bool(refused)
         if refused:
             self.progress.reason = f"{len(refused)} of {count} nodes refused: {refused[0].reason}"
 
@@ -207,6 +211,7 @@ class Rollout:
             if isinstance(outcome, ConpaasError):
                 log.warning("step-failed", node=node, error=outcome.message, code=outcome.code)
                 if node not in leaving:
+                    outcome.message = f"{node}: {outcome.message}"
                     raise outcome
             elif outcome is not None:
                 raise outcome

@@ -34,10 +34,14 @@ class Conpaas(ApplicationCalls, ServiceCalls, CodeCalls, WatchCalls, AccountCall
         super().__init__(rpc.Client(url, tls=tls, headers=headers, connections=100), clock=clock)
         self.url = url.rstrip("/")
 
-    async def login(self, username: str, password: str) -> Session:
-        """Return a session; its token is what `connect` takes. Raises NotAuthenticatedError."""
+    async def login(self, username: str, password: str, *, address: str | None = None) -> Session:
+        """Return a session; its token is what `connect` takes. Raises NotAuthenticatedError.
+
+        A page that logs its visitor in says at which `address` the visitor is: failures are counted by it.
+        """
         body = Credentials(username=username, password=SecretStr(password))
-        answer: Session = await self._call(public.LOGIN, body)
+        headers = {} if address is None else {"X-Forwarded-For": address}
+        answer: Session = await self._rpc.call(public.LOGIN, body, headers=headers)
         return answer
 
 

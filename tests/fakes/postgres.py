@@ -1,13 +1,10 @@
 """A PostgreSQL server of this test process: Debian's own, on a Unix socket, gone with the process."""
 
 import atexit
-import ctypes
 import functools
 import itertools
 import os
 import pwd
-import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -20,7 +17,8 @@ from sqlalchemy import make_url
 
 from conpaas.director.db.database import Database
 
-_PR_SET_PDEATHSIG = 1
+_KEEPER = 'directory=$1; shift; "$@" -h "" & read -r _; kill -INT $!; wait $!; rm -rf "$directory"'
+"""Runs the server until its standard input ends, as it does when the test process ends, however that ends."""
 _numbers = itertools.count(1)
 _migrated: list[str] = []
 
@@ -71,29 +69,27 @@ def _server() -> Path:
     options = ["fsync=off", "synchronous_commit=off", "full_page_writes=off", "shared_buffers=16MB"]
     arguments = [word for option in [*options, "max_connections=60"] for word in ("-c", option)]
     with (directory / "log").open("wb") as output:
-        server = subprocess.Popen(
-            [binaries / "postgres", "-D", data, "-k", directory, "-h", "", *arguments],
+        keeper = subprocess.Popen(
+            ["sh", "-c", _KEEPER, "sh", directory, binaries / "postgres", "-D", data, "-k", directory, *arguments],
+            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=output,
             cwd="/",
-            preexec_fn=_die_with_parent,  # noqa: PLW1509  (the one way to set it)
             user=None if account is None else account.pw_uid,
             group=None if account is None else account.pw_gid,
         )
-    atexit.register(_end, server, directory)
+    atexit.register(_end, keeper)
     status = data / "postmaster.pid"  # its last line says when the server is ready
     deadline = time.monotonic() + 30
     while not (status.exists() and status.read_text().rstrip().endswith("ready")):
-        if server.poll() is not None or time.monotonic() > deadline:
+        if keeper.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError((directory / "log").read_text())
         time.sleep(0.02)
     return directory
 
 
-def _end(server: subprocess.Popen[bytes], directory: Path) -> None:
-    server.send_signal(signal.SIGINT)
-    server.wait(20)
-    shutil.rmtree(directory, ignore_errors=True)
+def _end(keeper: subprocess.Popen[bytes]) -> None:
+    keeper.communicate(timeout=20)
 
 
 def _account() -> pwd.struct_passwd | None:
@@ -111,7 +107,3 @@ def _run(argv: list[Path | str], account: pwd.struct_passwd | None) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, cwd="/", check=False, user=user, group=group)
     if done.returncode:
         raise RuntimeError(done.stderr)
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)

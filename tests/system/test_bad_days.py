@@ -1,7 +1,7 @@
 """Bad input and bad days, by way of the public API of a live deployment: a clear error, and nothing is lost.
 
-What is not here is tested where it happens: archives byte by byte in `unit/test_archive`, every command by every kind of
-caller in `contract/test_authorization`, certificates at the ports of managers and agents in `unit/test_agent_port`.
+What is not here is tested where it happens: archives byte by byte in `unit/test_archive`, every command by every kind
+of caller in `contract/test_authorization`, certificates at the ports of managers and agents in `unit/test_agent_port`.
 """
 
 import asyncio
@@ -9,20 +9,24 @@ import contextlib
 import json
 import os
 import random
-import sys
 import tarfile
 import zipfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
 import pytest
 import pytest_asyncio
+from click.testing import CliRunner, Result
 from pydantic import SecretStr
 
-from conpaas.core import run, tls
+from conpaas.cli.root import root
+from conpaas.core import run, tasks, tls
+from conpaas.core.clock import SYSTEM_CLOCK
 from conpaas.core.errors import (
     BadArchiveError,
     BadInputError,
@@ -60,7 +64,7 @@ pytestmark = [
 
 root_only = pytest.mark.skipif(
     os.geteuid() != 0,
-    reason="only root can make a disk full by mounting a small one; unit tests of code, files and agents fake the error",
+    reason="only root can mount a small disk; unit tests of code, files and agents have the error raised",
 )
 CLOUDS = {
     "local": {"driver": "local"},
@@ -75,6 +79,7 @@ async def here() -> AsyncIterator[Stand]:
         CONPAAS_CLOUDS=json.dumps(CLOUDS),
         CONPAAS_CAPTCHA_WORK="4",
         CONPAAS_REGISTRATION_CREDITS="4",
+        CONPAAS_TIMINGS__RETRY_DELAYS_S="[1.0, 2.0]",
         CONPAAS_LIMITS__UPLOAD_BYTES="3000000",
     ) as one:
         yield one
@@ -146,7 +151,7 @@ UPLOADS: dict[str, tuple[bytes, type[ConpaasError], str]] = {
     "hard link": (tar_of(member("a", tarfile.LNKTYPE, link="b")), BadArchiveError, "link"),
     "device": (tar_of(member("a", tarfile.CHRTYPE)), BadArchiveError, "."),
     "pipe": (tar_of(member("a", tarfile.FIFOTYPE)), BadArchiveError, "."),
-    "bomb": (zip_of({"zeros": b"\0" * 200_000_000}), BadArchiveError, "."),
+    "bomb": (zip_of({"zeros": b"\0" * 200_000_000}), TooLargeError, "packed size"),
     "too large": (random.Random(1).randbytes(3_000_001), TooLargeError, "3000000|2.9|limit"),
 }
 
@@ -190,11 +195,11 @@ async def test_an_upload_that_is_cut_off_half_way_leaves_nothing(site: Site) -> 
     assert await client.code(site.id) == before[0]
 
 
-async def until(holds: object, timeout_s: float = 15.0) -> None:
-    assert callable(holds)
-    async with asyncio.timeout(timeout_s):
-        while not holds():
-            await asyncio.sleep(0.02)
+async def until(holds: Callable[[], bool]) -> None:
+    async def so() -> bool | None:
+        return True if holds() else None
+
+    await tasks.wait_for(so, timeout_s=15, what="the files", clock=SYSTEM_CLOCK)
 
 
 # -- names ----------------------------------------------------------------------------------------------------------
@@ -226,50 +231,54 @@ async def test_any_name_is_only_a_name(site: Site, name: str, tmp_path: Path) ->
     assert zipfile.ZipFile(tmp_path / "back.zip").read("index.php") == ROOT
 
     shown = await cli(site.here, "ls")
-    assert shown.returncode == 0
-    page = await dashboard(site.here)
-    assert "<script>alert" not in page
+    assert shown.exit_code == 0, shown.output
     history = (await client.history(service=service.id)).items
     assert f"{name} 2" in {event.after for event in history}
     await client.terminate(service.id, wait=True)
     await client.delete_application(application.id)
 
 
-async def dashboard(here: Stand) -> str:
-    """Return the first page of the UI, as a browser gets it that has logged in."""
-    reply = await fetch("127.0.0.1", here.port, "/login")
-    assert reply.status == 200
-    return reply.body.decode()
-
-
-async def cli(here: Stand, *words: str) -> run.Completed:
+async def cli(here: Stand, *words: str) -> Result:
     """Run the command line, logged in as the stand's administrator."""
-    token = (await here.client.create_token("cli")).secret
-    assert token is not None
-    env = {**os.environ, "XDG_CONFIG_HOME": str(here.directory)}
-    env |= {"CONPAAS_URL": here.url, "CONPAAS_TOKEN": token.get_secret_value()}
-    return await run.run([sys.executable, "-m", "conpaas", *words], timeout_s=60, env=env, check=False)
+    env = {"XDG_CONFIG_HOME": str(here.directory), "CONPAAS_URL": here.url, "CONPAAS_TOKEN": await a_token(here)}
+    return await asyncio.to_thread(CliRunner().invoke, root, list(words), env=env, prog_name="conpaas")
+
+
+async def a_token(here: Stand) -> str:
+    secret = (await here.client.create_token("another way")).secret
+    assert secret is not None
+    return secret.get_secret_value()
 
 
 async def test_ten_thousand_characters_are_refused_with_the_fields_name(site: Site) -> None:
-    client, long = site.here.client, "x" * 10_000
-    data = zip_of({"index.php": ROOT})
-    for refused, field in (
-        (client.create(type="php", name=long), "name"),
-        (client.create(type=long), "type"),
-        (client.rename(site.id, long), "name"),
-        (client.create_application(long), "name"),
-        (client.upload(site.id, pieces(data), "a.zip", description=long), "description"),
-        (client.upload(site.id, pieces(data), f"{long}.zip"), "filename"),
-        (client.change_settings(site.id, {"memory_limit": long}), "memory_limit"),
-        (client.change_settings(site.id, {long: 1}), "xxx"),
-        (client.checkout(site.id, f"https://example.org/{long}"), "url"),
-        (client.create_token(long), "name"),
+    long, service = "x" * 10_000, f"services/{site.id}"
+    for method, path, words, field in (
+        ("POST", "services", {"type": "php", "name": long}, "name"),
+        ("POST", "services", {"type": long}, "type"),
+        ("PATCH", service, {"name": long}, "name"),
+        ("POST", "applications", {"name": long}, "name"),
+        ("POST", "me/tokens", {"name": long}, "name"),
+        ("POST", f"{service}/start", {"key": long}, "key"),
+        ("POST", f"{service}/checkout", {"url": f"https://example.org/{long}"}, "url"),
+        ("PUT", f"{service}/settings", {"settings": {"memory_limit": long}}, "memory_limit"),
+        ("PUT", f"{service}/settings", {"settings": {long: 1}}, "xxx"),
+        ("POST", f"{service}/scale", {"roles": {long: 1}}, "roles"),
+        ("POST", f"{service}/code?description={long[:5000]}", {}, "description"),
+        ("POST", f"{service}/code?filename={long[:5000]}.zip", {}, "filename"),
     ):
-        with pytest.raises(BadInputError, match=field) as caught:
-            await refused
-        assert len(caught.value.message) < 2000
-    assert [service.name for service in await client.services()] == ["site"]
+        status, problem = await asked(site.here, method, path, words)
+        assert (status, problem["code"]) == (422, "bad-input"), path[:80]
+        assert field in problem["detail"]
+        assert len(json.dumps(problem)) < 2000
+    assert [service.name for service in await site.here.client.services()] == ["site"]
+
+
+async def asked(here: Stand, method: str, path: str, words: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Ask by hand what the SDK would not send; return the status and the document."""
+    headers = {"Authorization": f"Bearer {await a_token(here)}"}
+    url = f"{here.url}/api/v1/{path}"
+    async with aiohttp.ClientSession() as session, session.request(method, url, json=words, headers=headers) as answer:
+        return answer.status, await answer.json(content_type=None)
 
 
 # -- roles ----------------------------------------------------------------------------------------------------------
@@ -279,21 +288,19 @@ async def test_ten_thousand_characters_are_refused_with_the_fields_name(site: Si
     ("roles", "says"),
     [
         ({"nonesuch": 1}, "no role 'nonesuch'"),
-        ({"<b>": 1}, "roles"),
         ({"php": -1}, "cannot remove 1 'php'"),
         ({"web": 1, "php": -2}, "cannot remove 2 'php'"),
         ({"proxy": -1}, "proxy"),
         ({"php": 0}, "how many"),
         ({"php": 10**9}, "too many"),
         ({"php": -(10**9)}, "cannot remove"),
-        ({}, "roles"),
     ],
 )
 async def test_nodes_that_cannot_be_are_refused(site: Site, roles: dict[str, int], says: str) -> None:
     before = await site.here.client.service(site.id)
     with pytest.raises(BadInputError, match=says) as caught:
         await site.here.client.scale(site.id, roles)
-    assert caught.value.hint or "roles" in says
+    assert caught.value.hint
     after = await site.here.client.service(site.id)
     assert (after.generation, after.wanted, after.state) == (before.generation, before.wanted, before.state)
 
@@ -317,8 +324,8 @@ async def test_nodes_that_cannot_be_are_refused(site: Site, roles: dict[str, int
 async def test_the_command_line_refuses_them_too(site: Site, words: tuple[str, ...], says: str) -> None:
     before = await site.here.client.service(site.id)
     done = await cli(site.here, "scale", "site", *words)
-    assert done.returncode == 1
-    assert says in done.stderr.decode(), done.stderr
+    assert done.exit_code == 1, done.output
+    assert says in done.stderr
     assert (await site.here.client.service(site.id)).generation == before.generation
 
 
@@ -441,7 +448,7 @@ async def test_an_engine_that_is_not_installed_is_named_with_what_to_do(here: St
 @contextlib.contextmanager
 def small_disk(folder: Path, size: str, pid: int | None = None) -> Iterator[None]:
     """Put a small disk in the place of `folder`, as the process `pid` sees it."""
-    enter = [] if pid is None else ["nsenter", f"--target={pid}", "--mount", "--"]
+    enter = [] if pid is None else ["nsenter", f"--target={pid}", "--mount", "--pid", "--"]
     status = folder.stat()
     options = f"size={size},mode={status.st_mode & 0o777:o},uid={status.st_uid},gid={status.st_gid}"
     command([*enter, "mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)])
@@ -475,7 +482,7 @@ async def test_a_full_disk_on_the_director_refuses_uploads_and_loses_nothing(sit
 @root_only
 async def test_a_full_disk_on_a_node_is_told_and_the_version_before_serves_until_there_is_room(site: Site) -> None:
     client = site.here.client
-    before = (await site.page()).body
+    await client.upload(site.id, pieces(zip_of({"index.php": b"<?php echo 'small';"})), "a.zip", activate=True)
     node = agents(await client.service(site.id))[0]
     home = site.here.cloud / node.cloud_id
     blobs = next(path for path in home.rglob("blobs") if path.is_dir())
@@ -487,7 +494,8 @@ async def test_a_full_disk_on_a_node_is_told_and_the_version_before_serves_until
             view = await site.here.until(site.id, lambda view: "space" in view.reason, what="the full disk told")
             assert view.state is ServiceState.ADAPTING
             assert (await client.operation(operation.id)).state is OperationState.RUNNING
-            assert (await site.page()).body == before
+            assert node.id in view.reason
+            assert (await site.page()).body == b"small"
         await client.wait(operation, timeout_s=60)
     assert load.failures == []
     assert (await site.page()).body == b"large"
@@ -508,11 +516,14 @@ async def test_credits_that_run_out_in_the_middle_of_a_scale_up_give_what_they_p
         view = await here.until(
             service.id, lambda view: serving(view) == 3 and "pay for" in view.reason, what="3 nodes"
         )
-        assert "2 of 4" in view.reason
+        assert "the credits pay for 0 of 2 nodes" in view.reason
         assert view.state is ServiceState.ADAPTING
         assert (await client.me()).credits == 0
         told = (await client.history(service=service.id)).items
-        assert "credits-short" in {event.kind for event in told}
+        assert [event.message for event in told if event.kind == "credits-short"] == [
+            "the credits pay for 0 of 2 more nodes",
+            "the credits pay for 2 of 4 more nodes",
+        ]
         url = urlsplit(view.urls["application"])
         assert (await fetch(url.hostname or "", url.port or 0, "/")).status == 200
         with pytest.raises(NoCreditError):
@@ -566,21 +577,14 @@ async def test_others_things_are_not_there_by_whatever_path(site: Site) -> None:
             with pytest.raises(ForbiddenError):
                 await forbidden
         assert [service.id for service in await client.services()] == [mine.id]
-        assert [each.id async for each in all_of(client, site.id)] == []
+        assert (await client.operations(service=site.id)).items == ()
+        assert (await client.history(service=site.id)).items == ()
         await client.terminate(mine.id, wait=True)
     async with client_at(site.here.url, "not a token") as nobody:
         with pytest.raises(NotAuthenticatedError):
             await nobody.services()
     assert not (site.here.directory / "stolen").exists()
     await theirs.delete_token(token.id)
-
-
-async def all_of(client: Conpaas, service: str) -> AsyncIterator[object]:
-    """What the lists tell when they are asked about a service."""
-    for operation in (await client.operations(service=service)).items:
-        yield operation
-    for event in (await client.history(service=service)).items:
-        yield event
 
 
 async def test_the_port_for_instances_obeys_the_present_manager_alone(site: Site, tmp_path: Path) -> None:
@@ -620,7 +624,6 @@ async def test_the_port_for_instances_obeys_the_present_manager_alone(site: Site
     ):
         with pytest.raises((ForbiddenError, NotFoundError)):
             await record(who)
-            pytest.fail(who.uri)
     for by, now in ((authority, yesterday), (forged, None)):
         with pytest.raises(PeerError):
             await record(right, by, now)

@@ -1,4 +1,4 @@
-"""Every listening port of a live deployment: scanned, held open in silence, fed with garbage. None ends or blocks a daemon."""
+"""Every listening port of a live deployment: scanned, held in silence, fed with garbage. No daemon ends or blocks."""
 
 import asyncio
 import ssl

@@ -5,15 +5,17 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event, select
 
 from conpaas.core.errors import BadInputError, ConflictError, NotFoundError, QuotaExceededError, StaleGenerationError
 from conpaas.core.messages.model import OperationView, Wanted
 from conpaas.core.states import SERVICE_MOVES, NodeState, OperationState, ServiceState
 from conpaas.director import lifecycle
+from conpaas.director.db.models import Service
 from conpaas.director.internal import state_history
 from conpaas.director.ledger import service_of
 from conpaas.director.settings import Limits
-from conpaas.director.views import ACTIONS
+from conpaas.director.views import ACTIONS, service_views
 from tests.fakes.director import DATABASES, Rig, open_rig
 
 S = ServiceState
@@ -132,6 +134,21 @@ async def test_a_manager_that_is_refused_is_an_error_that_says_why(rig: Rig, use
     await rig.reconciler.watch()
     assert (await rig.manager(view.id)).epoch == 2
     assert (await rig.operation(operation.id)).state is OperationState.RUNNING
+
+
+async def test_listing_takes_as_many_queries_for_many_services_as_for_one(rig: Rig, user: str) -> None:
+    queries: list[str] = []
+    event.listen(rig.db.engine.sync_engine, "before_cursor_execute", lambda *words: queries.append(words[2]))
+    counts = []
+    for number in range(1, 4):
+        await rig.running(user, nodes=2)
+        async with rig.db.read() as session:
+            rows = (await session.scalars(select(Service).where(Service.user_id == user))).all()
+            queries.clear()
+            assert len(await service_views(session, rows)) == number
+        counts.append(len([query for query in queries if query.startswith("SELECT")]))
+
+    assert counts == [2, 2, 2]
 
 
 # -- changing -------------------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def write_if_changed(path: Path, text: str, *, mode: int = 0o640) -> bool:
             return False
     except FileNotFoundError:
         pass
-    files.write_atomically(path, text, mode=mode)
+    files.write_atomically(path, text, mode=mode, durable=False)  # it can be made again of what the agent keeps
     return True
 
 

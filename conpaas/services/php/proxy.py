@@ -53,9 +53,9 @@ class ProxyAgent(RoleAgent[ProxyConfig]):
         }
         mark, text = self._render(config, members)
         runs = await self._mark()
-        if runs != mark:
-            await self._check(text)
         if runs is not None:
+            if runs != mark:
+                await self._check(text)
             await haproxy.set_members(self.host.directory, members, drain_s=config.drain_s)
             await haproxy.set_map(self.host.directory, STATIC, files)
         node.write_if_changed(self.host.directory / STATIC, "".join(f"{path} {to}\n" for path, to in files.items()))

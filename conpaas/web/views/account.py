@@ -39,13 +39,20 @@ async def login(request: web.Request) -> web.Response:
 async def _begin(request: web.Request, username: str, password: str) -> web.Response:
     api = await visits.nobodys_api(request)
     try:
-        session = await api.login(username, password)
+        session = await api.login(username, password, address=_address(request))
     except NotAuthenticatedError as exc:  # `hint` is about the command line
         raise NotAuthenticatedError(exc.message, hint="check user name and password") from exc
     where = _safe(str((await request.post()).get("next", "/")))
     response = pages.done(request, where)
     visits.remember(request, response, session.token.get_secret_value(), session.expires)
     return response
+
+
+def _address(request: web.Request) -> str | None:
+    """Return where the visitor is; what a proxy on this machine says counts."""
+    remote = request.remote or ""
+    known = request.headers.get("X-Forwarded-For") if remote.startswith("127.") else None
+    return known or remote or None
 
 
 @routes.post("/register")
