@@ -131,9 +131,9 @@ class Manager(Process):
         delays = self.timings.retry_delays_s
         return delays[min(self._failures, len(delays)) - 1]
 
-    def _changed(self) -> None:
+    def _changed(self, urgent: bool) -> None:
         self._report_now.set()
-        if any(handle.state is NodeState.LOST for handle in self.nodes.handles.values()):
+        if urgent:
             self._wake.set()
 
     def _boot(self, handle: Handle) -> None:

@@ -211,7 +211,7 @@ class Commands:
     async def list_logs(self, _: Call[Caller]) -> commands.ManagerLogs:
         logs = [LogName(node=MANAGER, name=name, size=size) for name, size in self._roles.log_names().items()]
         for handle in self._nodes.living():
-            if handle.usable and handle.silent_since is None:
+            if handle.usable:
                 client = await self._nodes.client(handle)
                 names: node_commands.LogNames = await client.call(node_commands.LIST_LOGS)
                 logs += [LogName(node=handle.view.id, name=name, size=size) for name, size in names.logs.items()]

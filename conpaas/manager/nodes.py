@@ -47,7 +47,13 @@ class Handle:
 
     @property
     def usable(self) -> bool:
-        return self.state in USABLE
+        """Whether it can be given work now."""
+        return self.state in USABLE and self.silent_since is None
+
+    @property
+    def unseen(self) -> bool:
+        """Whether it may be serving, and we cannot tell it anything: it is booting for all that we know, or silent."""
+        return bool(self.roles) and self.state not in ENDED and not self.usable
 
     def node(self) -> Node:
         """Return the node as planners see it."""
@@ -74,9 +80,12 @@ def flat_metrics(status: commands.AgentStatus) -> dict[str, float]:
 
 
 class Nodes:
-    """All nodes of the service. `changed` is called when a node's state changes."""
+    """All nodes of the service.
 
-    def __init__(self, member: Member, *, timings: Timings, clock: Clock, changed: Callable[[], None]) -> None:
+    `changed` is called when a node's state changes; with True if there is work to do because of it.
+    """
+
+    def __init__(self, member: Member, *, timings: Timings, clock: Clock, changed: Callable[[bool], None]) -> None:
         self._member, self._timings, self._clock, self._changed = member, timings, clock, changed
         self._context = member.context
         self.handles: dict[str, Handle] = {}
@@ -109,7 +118,7 @@ class Nodes:
             if handle.state is not state:
                 log.info("node", node=handle.view.id, state=state, was=handle.state, reason=reason)
             handle.state, handle.reason = state, reason
-            self._changed()
+            self._changed(state is NodeState.LOST)
 
     async def client(self, handle: Handle) -> Client:
         """Return the connection to a node's agent."""
@@ -122,11 +131,13 @@ class Nodes:
     # -- booting ----------------------------------------------------------------------------------------------------
 
     async def until_it_answers(self, handle: Handle) -> None:
-        """Ask a booting node, with jitter, until it answers; DeadlineError after the boot time-out."""
+        """Ask a booting node, with jitter, until it answers or is given back; DeadlineError after the boot time-out."""
         deadline = handle.view.created.timestamp() + self._timings.node_boot_timeout_s
+        if handle.roles:  # it has served, under a manager before us
+            deadline = max(deadline, self._clock.now().timestamp() + self._timings.node_silent_s)
         pause = self._timings.boot_poll_s
         reason = "no address yet"
-        while True:
+        while handle.state not in ENDED:
             if handle.view.address:
                 try:
                     await self._ask(handle)
@@ -151,15 +162,19 @@ class Nodes:
     def _heard(self, handle: Handle, status: commands.AgentStatus) -> None:
         handle.status = status
         handle.roles = frozenset(status.roles)
-        handle.silent_since = None
+        if handle.silent_since is not None:
+            handle.silent_since = None
+            self._changed(True)  # noqa: FBT003  (a callback takes no keywords)
 
     # -- health -----------------------------------------------------------------------------------------------------
 
     async def check(self) -> None:
         """Ask every usable node how it is; note who is degraded, silent or lost."""
-        await asyncio.gather(*(self._check(handle) for handle in self.living() if handle.usable))
+        await asyncio.gather(*(self._check(handle) for handle in self.living()))
 
     async def _check(self, handle: Handle) -> None:
+        if handle.state not in USABLE:
+            return  # it boots, or has gone since the others were asked
         try:
             await self._ask(handle)
         except PeerError as exc:

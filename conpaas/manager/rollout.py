@@ -100,6 +100,10 @@ class Rollout:
             plan = self._planner.assign(roles, [handle.node() for handle in self._nodes.living()])
             self._note(record, plan)
         leaving = [handle for handle in self._nodes.living() if handle.view.id not in plan.roles]
+        unseen = [handle.view.id for handle in self._nodes.living() if handle.unseen and handle not in leaving]
+        if unseen:
+            log.info("waiting", nodes=unseen)  # nobody may leave before all that count on him were told
+            return False
         await self._roll_out(roles, record, leaving)
         await asyncio.gather(*(self._give_back(handle) for handle in leaving))
         living = self._nodes.living()
@@ -152,7 +156,7 @@ class Rollout:
     # -- stages -----------------------------------------------------------------------------------------------------
 
     async def _roll_out(self, roles: Mapping[str, int], record: ServiceRecord, leaving: Sequence[Handle]) -> None:
-        usable = [handle for handle in self._nodes.living() if handle.usable and handle.silent_since is None]
+        usable = [handle for handle in self._nodes.living() if handle.usable]
         staying = [handle for handle in usable if handle not in leaving]
         assignment = self._planner.assign(roles, [handle.node() for handle in staying])
         self.situation = self._look(record, usable, assignment)

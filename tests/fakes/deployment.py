@@ -33,7 +33,7 @@ from conpaas.manager.app import Manager
 
 KEYS = keymaker  # while it is loaded, agents and managers of this process make their keys by themselves
 QUICK = Timings(
-    node_boot_timeout_s=1.0,
+    node_boot_timeout_s=2.0,
     boot_poll_s=0.02,
     health_period_s=0.1,
     node_silent_s=0.6,
@@ -68,6 +68,8 @@ class FakeDirector(Process):
         self.refuse = 0
         self.lose_answers = 0
         """So many of the next requests for instances take effect, but their answers are lost."""
+        self.silent: set[str] = set()
+        """Instances that exist for their cloud although their agents do not answer."""
         self._numbers = itertools.count(1)
         self.agents: dict[str, tuple[Agent, asyncio.Task[None]]] = {}
         self.service_type = service_type
@@ -266,7 +268,7 @@ class FakeDirector(Process):
 
     async def describe_instance(self, call: Call[Caller]) -> NodeView:
         node = self.nodes[call.params["instance"]]
-        ended = node.id not in self.agents
+        ended = node.id not in self.agents and node.id not in self.silent
         return node.model_copy(update={"state": NodeState.LOST if ended else node.state})
 
     async def report(self, _: Call[Caller], body: internal.Report) -> internal.ReportAck:

@@ -81,7 +81,7 @@ async def test_a_node_that_never_boots_is_deleted_and_replaced_and_the_rest_serv
     await director.until_state(S.RUNNING)
     assert len(director.serving_nodes()) == 4
     assert [gone.failed for gone in director.deleted.values()] == [True]
-    assert "did not answer within 1 s" in director.deleted["i-1"].reason
+    assert "did not answer within 2 s" in director.deleted["i-1"].reason
 
 
 async def test_while_no_replacement_boots_the_service_goes_on_with_what_it_has(director: FakeDirector) -> None:
@@ -181,6 +181,26 @@ async def test_a_manager_that_dies_on_the_way_down_goes_on_where_it_was(director
 
     await director.until_state(S.STOPPED)
     assert director.nodes == {}
+
+
+async def test_nobody_leaves_before_those_who_count_on_him_were_told(director: FakeDirector) -> None:
+    director.want(running=True, roles={"front": 1, "back": 2})
+    await director.until_state(S.RUNNING)
+    front = next(node.id for node in director.serving_nodes() if node.roles == ("front",))
+    director.silent.add(front)
+    await director.end_agent(front)
+    assert director.manager is not None
+    handle = director.manager[0].nodes.handles[front]
+    await director.until(lambda: handle.silent_since is not None)
+
+    director.want(roles={"front": 1, "back": 1})
+    rounds = len(director.reports)
+    await director.until(lambda: director.reports[rounds:] and director.reports[-1].generation == director.generation)
+    assert director.deleted == {}
+    await director.start_agent(front)
+
+    await director.until(lambda: len(director.nodes) == 2)
+    assert front in director.nodes
 
 
 async def test_a_new_manager_fences_the_old_one_and_knows_everything(director: FakeDirector) -> None:

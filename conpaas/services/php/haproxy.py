@@ -11,7 +11,10 @@ from conpaas.core import tasks
 from conpaas.core.clock import SYSTEM_CLOCK
 from conpaas.core.errors import CommandFailedError, DeadlineError, PeerError
 
-SERVER_OPTIONS = "check inter 500ms fall 2 rise 1 observe layer4 error-limit 3 on-error mark-down maxconn 512"
+SERVER_OPTIONS = (
+    "check inter 500ms fall 2 rise 1 observe layer4 error-limit 3 on-error mark-down maxconn 512"
+    " pool-max-conn 512 pool-purge-delay 5s"  # else one added at run time keeps no connection
+)
 """Out of rotation 1 s after it dies, at once when requests find it dead."""
 SOCKET = "admin.sock"
 _ANSWER_S = 5.0

@@ -28,9 +28,15 @@ _FPM = re.compile(r"php-fpm(\d+\.\d+)")
 def installed_versions() -> tuple[str, ...]:
     """Return the PHP versions whose `php-fpmX.Y` is installed here, oldest first; 8.2 if none is."""
     folders = {*os.get_exec_path(), "/usr/local/sbin", "/usr/sbin"}
-    programs = (path.name for folder in folders for path in Path(folder).glob("php-fpm*"))
-    found = {match[1] for name in programs if (match := _FPM.fullmatch(name))}
+    found = {match[1] for folder in folders for name in _names(folder) if (match := _FPM.fullmatch(name))}
     return tuple(sorted(found, key=lambda version: [int(part) for part in version.split(".")])) or ("8.2",)
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return [path.name for path in Path(folder).iterdir()]
+    except OSError:  # the search path may name folders that are not there, or not for us
+        return []
 
 
 VERSIONS = installed_versions()

@@ -313,7 +313,6 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_credit_entries_user_id"), ["user_id"], unique=False)
 
 
-
 def downgrade() -> None:
     """Go back."""
     with op.batch_alter_table("credit_entries", schema=None) as batch_op:
