@@ -43,7 +43,7 @@ async def lists(b: Bench) -> Mapping[str, Measured]:
         with b.bare(body) as (bare_url, _):
             async with aiohttp.ClientSession() as session:
                 await bench.until_page(session, bare_url)
-            for number in range(b.effort.repetitions):
+            for number in range(b.effort.loads // 2):
                 values.append(await bench.wrk(url, b.effort.load_s, connections=_CONNECTIONS, headers=[header]))
                 floors.append(await bench.wrk(bare_url, b.effort.load_s, connections=_CONNECTIONS))
                 b.say(f"lists {number + 1}: {values[-1]:.0f}/s of {len(body)} bytes, bare {floors[-1]:.0f}/s")

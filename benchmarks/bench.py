@@ -39,13 +39,14 @@ class Effort:
     """How much to measure."""
 
     repetitions: int = 5
-    load_s: int = 3
-    """Of one run of wrk."""
+    load_s: int = 1
+    """Of one run of wrk: short ones, in turn, have the same share of what else the machine does."""
+    loads: int = 24
     idle_s: float = 25.0
     calls: int = 2000
 
 
-QUICK = Effort(repetitions=2, load_s=1, idle_s=5.0, calls=300)
+QUICK = Effort(repetitions=2, loads=4, idle_s=5.0, calls=300)
 
 
 class Bench:
@@ -70,12 +71,11 @@ class Bench:
     @contextlib.asynccontextmanager
     async def director(self, **cloud: Any) -> AsyncIterator["Deployment"]:
         """Run a director with one local cloud, until the end of the block; its services end with it."""
-        folder = self.new_folder("director")
-        (folder / "tmp").mkdir()
+        temporary = self.new_folder("tmp")
         env = {name: value for name, value in os.environ.items() if not name.startswith("CONPAAS_")}
-        env |= {"TMPDIR": str(folder / "tmp"), "CONPAAS_INSTANCES_PORT": "0", "CONPAAS_SSH_PORT": "0"}
+        env |= {"TMPDIR": str(temporary), "CONPAAS_INSTANCES_PORT": "0", "CONPAAS_SSH_PORT": "0"}
         env |= {"CONPAAS_CLOUDS": json.dumps({CLOUD: {"driver": "local", **cloud}})}
-        demo = Demo(folder / "data", free_port(HOST), say=lambda _: None, env=env)
+        demo = Demo(self.folder / f"director-{next(self._numbers)}", free_port(HOST), say=lambda _: None, env=env)
         await demo.ensure_director()
         try:
             async with demo.connected() as client:

@@ -26,6 +26,8 @@ from tests.fakes.load import Load
 
 CHANGES = 20
 _PAGE = "<?php echo 'Hello, version {version}.';"
+_REST_S = 0.3
+"""Between two runs of load."""
 _ENGINES = ("nginx", "haproxy", "php-fpm", "redis-server", "valkey-server")
 
 
@@ -144,9 +146,9 @@ async def requests(b: Bench) -> Mapping[str, Measured]:
         hand.launch()
         try:
             await bench.until_page(session, hand.url)
-            for number in range(2 * b.effort.repetitions):
+            for number in range(b.effort.loads):
                 for ours in (True, False) if number % 2 else (False, True):
-                    await asyncio.sleep(0.3)
+                    await asyncio.sleep(_REST_S)
                     if ours:
                         values.append(await bench.wrk(service.urls["application"], b.effort.load_s))
                     else:

@@ -1,5 +1,6 @@
 """`conpaas quickstart`: a running director with the sample application on the local cloud, by one command."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,6 +85,7 @@ def _show(out: Output, demo: Demo, started: Started, service: ServiceView) -> No
     out.say(f"Login:     {facts['login']}")
     out.say(f"Password:  {facts['password']}    (kept in {demo.file})")
     out.say(f"Site:      {facts['site']}")
+    out.say(f"Terminal:  source {Path(sys.prefix) / 'bin' / 'activate'}; conpaas --help")
     out.say("End it all with 'conpaas quickstart --down'.")
 
 

@@ -141,7 +141,7 @@ class Accounts:
         async with self._db.read() as session:
             if await session.scalar(select(func.count()).select_from(User)):
                 return None
-        given = self._settings.admin_password
+        given = self._settings.admin_password.get_secret_value()
         password = given or secrets.token_urlsafe(12)
         form = public.Registration(username=ADMIN, email="admin@localhost", password=SecretStr(password))
         await self._create(form, admin=True)

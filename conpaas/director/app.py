@@ -88,7 +88,7 @@ class Director(Process):
         stack.push_async_callback(self.background.close)
         self._compose()
         self.new_admin_password = await self.accounts.ensure_admin()
-        if settings.ssh_port is not None:
+        if settings.git_push:
             pushes = ssh.serve(settings, self.db, self.code, self._activate, host=settings.host, port=settings.ssh_port)
             self.ssh_port = await stack.enter_async_context(pushes)
         self._port = stack.enter_context(reserved(settings.host, settings.port))

@@ -1,11 +1,13 @@
 """The settings of the director: a TOML file, then the environment (`CONPAAS_…`), then the command line."""
 
+import difflib
 import os
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -66,8 +68,10 @@ class DirectorSettings(BaseSettings):
     """Port for managers and agents; 0 takes any free one."""
     instances_url: str = ""
     """Where instances find the director, if not at `https://INSTANCES_HOST:INSTANCES_PORT`."""
-    ssh_port: Port | None = Field(default=9922, ge=0, le=65535)
-    """Port for `git push` over SSH; 0 takes any free one, none switches it off."""
+    git_push: bool = True
+    """Whether code can be pushed with git, over SSH."""
+    ssh_port: Port = Field(default=9922, ge=0, le=65535)
+    """Port for `git push` over SSH; 0 takes any free one."""
     database: str = ""
     """URL of the database; empty: SQLite in the data folder. PostgreSQL: `postgresql+asyncpg://user@host/name`."""
     deployment: str = ""
@@ -82,7 +86,7 @@ class DirectorSettings(BaseSettings):
     """Credits of a new account."""
     admin_credits: int = Field(default=9999, ge=0)
     """Credits of the administrator's account that the first start makes."""
-    admin_password: str = ""
+    admin_password: SecretStr = SecretStr("")
     """Password of that account; empty: a random one, printed once."""
     captcha_work: PositiveInt = 1000
     """Keys that the browser of somebody who registers must derive, each with 1000 rounds of PBKDF2: seconds of work."""
@@ -147,6 +151,8 @@ class DirectorSettings(BaseSettings):
             path = file or cls(**given).data_dir / "director.toml"
             if file is not None and not file.is_file():
                 raise BadInputError(f"there is no settings file {file}", value=str(file))
+            if path.is_file():
+                _check_names(path, cls.model_fields)
             from_file = type(cls.__name__, (cls,), {"model_config": {"toml_file": path}, "__doc__": cls.__doc__})
             return from_file(**given)  # type: ignore[no-any-return]  # made by type()
         except tomllib.TOMLDecodeError as exc:
@@ -158,3 +164,12 @@ class DirectorSettings(BaseSettings):
     def database_url(self) -> str:
         """The URL of the database."""
         return self.database or f"sqlite+aiosqlite:///{self.data_dir / 'director.sqlite'}"
+
+
+def _check_names(file: Path, known: Collection[str]) -> None:
+    """Raise BadInputError for a setting in `file` that there is not: a typing error would else have no effect."""
+    for name in tomllib.loads(file.read_text(encoding="utf-8")):
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else "docs/reference/settings.md lists them all"
+            raise BadInputError(f"{file}: there is no setting '{name}'", value=name, hint=hint)

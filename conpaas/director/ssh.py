@@ -332,7 +332,7 @@ def _read_options(path: Path) -> set[str]:
 
 _OPTION = re.compile(rb"GIT_PUSH_OPTION_[0-9]+")
 _USAGE = "git push ssh://git@HOST:PORT/SERVICE.git main"
-_PORT_HINT = "set another ssh_port, or set ssh = false"
+_PORT_HINT = "set another ssh_port, or git_push = false"
 
 
 def _host_key(path: Path) -> asyncssh.SSHKey:

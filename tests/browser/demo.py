@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from playwright.async_api import Browser, async_playwright
+from pydantic import SecretStr
 
 from conpaas import sdk
 from conpaas.core import tasks
@@ -46,7 +47,7 @@ async def running(directory: Path, *, block: str = "127.143.0.0/24", **settings:
         port=0,
         instances_port=0,
         ssh_port=0,
-        admin_password=PASSWORD,
+        admin_password=SecretStr(PASSWORD),
         clouds={"local": {"driver": "local", "title": "Local", "block": block}},
         **settings,
     )

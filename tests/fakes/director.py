@@ -193,7 +193,7 @@ def settings_for(directory: Path, **words: Any) -> DirectorSettings:
         "data_dir": directory,
         "port": 0,
         "instances_port": 0,
-        "ssh_port": None,
+        "git_push": False,
         "clouds": {"sim": {"driver": "sim", "block": BLOCK}, "broken": {"driver": "nonesuch"}},
         "default_cloud": "sim",
         "captcha_work": 4,

@@ -53,7 +53,13 @@ def test_the_data_folder_is_the_users_own(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("port = 99999", "port"), ("port = ", "TOML"), ("[limits]\nservice = 5", "limits.service")],
+    [
+        ("port = 99999", "port"),
+        ("port = ", "TOML"),
+        ("[limits]\nservice = 5", "limits.service"),
+        ("prot = 9999", "did you mean 'port'?"),
+        ("nothing_like_it = 1", "settings.md"),
+    ],
 )
 def test_a_setting_that_is_off_is_named(tmp_path: Path, text: str, says: str) -> None:
     file = tmp_path / "my.toml"

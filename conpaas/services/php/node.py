@@ -1,6 +1,7 @@
 """What the role agents of this service type have in common: files, engines that answer, one tiny HTTP client."""
 
 import asyncio
+import socket
 import string
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from conpaas.services.php.messages import CodeConfig
 
 READY_S = 20.0
 """How long an engine may take until it answers; on an idle machine it is 0.3 s."""
-_REPLY_BYTES = 1 << 20
+_REPLY_BYTES = 1 << 16
 
 M = TypeVar("M", bound=Message)
 
@@ -89,20 +90,26 @@ async def get(address: str, port: int, path: str, *, timeout_s: float = 3.0) -> 
     request = f"GET {path} HTTP/1.0\r\nHost: {address}:{port}\r\n\r\n"
     try:
         async with asyncio.timeout(timeout_s):
-            reader, writer = await asyncio.open_connection(address, port)
-            try:
-                writer.write(request.encode())
-                reply = await reader.read(_REPLY_BYTES)
-                while chunk := await reader.read(_REPLY_BYTES):
-                    reply += chunk
-            finally:
-                writer.close()
+            reply = await _exchange(address, port, request.encode())
     except OSError as exc:  # TimeoutError is one
         raise PeerError(f"{address}:{port}{path}: {str(exc) or type(exc).__name__}", value=path) from exc
     head, _, body = reply.partition(b"\r\n\r\n")
     if head.split(b" ", 2)[1:2] != [b"200"]:
         raise PeerError(f"{address}:{port}{path}: {head[:60].decode('latin-1').splitlines()[:1]}", value=path)
     return body
+
+
+async def _exchange(address: str, port: int, request: bytes) -> bytes:
+    """Send `request` and return all that comes; without asyncio's streams, which take twice as long."""
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as peer:
+        peer.setblocking(False)  # noqa: FBT003 - the function's own form
+        await loop.sock_connect(peer, (address, port))
+        await loop.sock_sendall(peer, request)
+        reply = b""
+        while chunk := await loop.sock_recv(peer, _REPLY_BYTES):
+            reply += chunk
+    return reply
 
 
 async def until_ready(host: Host, engine: str, ask: Callable[[], Awaitable[object]]) -> None:

@@ -131,7 +131,7 @@ def publish(directory: Path, root: Path, *, front: bool, closed: list[str]) -> N
         fresh = target.with_name(f".new-{name}")
         remove(fresh)
         fresh.mkdir(parents=True)
-        (fresh / "root").symlink_to(root)
+        (fresh / "root").symlink_to(os.path.relpath(root, target))  # an absolute one is twice the way, at every request
         if front:
             (fresh / "front").touch()
         for folder in closed:
