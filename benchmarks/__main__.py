@@ -25,6 +25,7 @@ BENCHMARKS: Mapping[tuple[str, ...], Benchmark] = {
     (
         *(f"{kind}_{what}" for kind in daemons.KINDS for what in ("rss", "pss", "cpu")),
         "manager_to_agent",
+        "manager_to_agent_status",
     ): daemons.rest,
     ("list_services",): api.lists,
     ("list_queries",): api.queries,

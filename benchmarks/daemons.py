@@ -52,7 +52,7 @@ async def rest(b: Bench) -> Mapping[str, Measured]:
         nodes = {node.kind: node for node in (await client.service(service.id)).nodes}
         peers = _Peers(deployment, nodes["manager"], nodes["agent"])
         with b.bare(b"{}", peers.server_files) as (url, bare):
-            measured = {"manager_to_agent": await _commands(b, peers, url)}
+            measured = await _commands(b, peers, url)
             await asyncio.sleep(_SETTLE_S)
             pids = {kind: deployment.daemon(nodes[kind]) for kind in KINDS}
             measured |= {f"{kind}_cpu": Measured(share, 0.0) for kind, share in (await _cpu(b, pids)).items()}
@@ -100,23 +100,26 @@ class _Peers:
         self.url = f"https://{agent_node.address}:{context.port}"
 
 
-async def _commands(b: Bench, peers: _Peers, bare_url: str) -> Measured:
-    """Ask the agent for its status as its manager does, and the bare server for nothing, in turn."""
+async def _commands(b: Bench, peers: _Peers, bare_url: str) -> dict[str, Measured]:
+    """Ask the agent as its manager does, for little and for its status, and the bare server for nothing, in turn."""
     client = rpc.Client(peers.url, tls=peers.tls, server_hostname=peers.name)
-    values: list[float] = []
-    floors: list[float] = []
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=peers.tls)) as session:
-        ask: Callable[[], Awaitable[object]] = partial(client.call, agent.GET_STATUS)
-        ask_bare = partial(_get, session, bare_url, peers.name)
-        await _until_answer(ask_bare)
+        asks: dict[str, Callable[[], Awaitable[object]]] = {
+            "bare": partial(_get, session, bare_url, peers.name),
+            "manager_to_agent": partial(client.call, agent.HAS_BLOB, sha256="0" * 64),
+            "manager_to_agent_status": partial(client.call, agent.GET_STATUS),
+        }
+        times: dict[str, list[float]] = {name: [] for name in asks}
+        await _until_answer(asks["bare"])
         for _ in range(_ROUNDS):
-            values += await _times_ms(ask, b.effort.calls // _ROUNDS)
-            floors += await _times_ms(ask_bare, b.effort.calls // _ROUNDS)
+            for name, ask in asks.items():
+                times[name] += await _times_ms(ask, b.effort.calls // _ROUNDS)
     await client.close()
-    measured = medians(values, floors)
-    late = statistics.quantiles(values, n=100)[98]
-    b.say(f"GET_STATUS: median {measured.value:.2f} ms, 99 % within {late:.2f} ms, bare {measured.floor:.2f} ms")
-    return measured
+    for name, some in times.items():
+        late = statistics.quantiles(some, n=100)[98]
+        b.say(f"{name}: median {statistics.median(some):.2f} ms, 99 % within {late:.2f} ms")
+    floors = times.pop("bare")
+    return {name: medians(some, floors) for name, some in times.items()}
 
 
 async def _get(session: aiohttp.ClientSession, url: str, name: str) -> None:

@@ -60,6 +60,7 @@ GOALS: dict[str, Goal] = {
     "list_services": Goal("lists of 20 services by the API", "1/s", "ratio", ">=", 0.25),
     "list_queries": Goal("database queries for a list of 20 services, over 2", "", "ratio", "<=", 1),
     "manager_to_agent": Goal("a command from manager to agent, median", "ms", "value", "<=", 1.5),
+    "manager_to_agent_status": Goal("one for which the agent asks three engines", "ms", "value", "<=", 1.5),
     "agent_first_answer": Goal("exec of an agent to its first answer", "s", "value", "<=", 0.7),
     "manager_first_answer": Goal("exec of a manager to its first answer", "s", "value", "<=", 0.7),
     "agent_first_answer_on_cloud": Goal("a new agent on the local cloud to its first answer", "s", "value", "<=", 0.7),

@@ -161,6 +161,8 @@ class Rollout:
         assignment = self._planner.assign(roles, [handle.node() for handle in staying])
         self.situation = self._look(record, usable, assignment)
         if roles and not staying:
+            if self.reached < 0 and record.state is ServiceState.PROLOGUE:
+                await self._run_ahead(self.situation)
             return
         for handle in leaving:
             if handle.usable:
@@ -172,6 +174,13 @@ class Rollout:
             if handle.state is NodeState.CONFIGURING:
                 self._nodes.move(handle, NodeState.SERVING)
         self.progress.urls = self._planner.urls(self.situation)
+
+    async def _run_ahead(self, situation: Situation) -> None:
+        """While the first nodes boot, make ready on our own instance what comes before all of them."""
+        for stage in self._planner.stages(situation):
+            if any(step.node != MANAGER for step in stage):
+                return
+            await self._run(stage, set())
 
     def _look(self, record: ServiceRecord, usable: Sequence[Handle], assignment: Assignment) -> Situation:
         code = next((version for version in record.code if version.id == record.wanted.code), None)
