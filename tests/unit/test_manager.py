@@ -116,6 +116,17 @@ async def test_a_lost_answer_makes_no_second_instance(director: FakeDirector) ->
     assert list(director.nodes) == ["i-1"]
 
 
+async def test_what_comes_before_all_nodes_is_made_ready_while_they_boot(director: FakeDirector) -> None:
+    director.never_boot = 1
+    director.want(running=True)
+    assert director.manager is not None
+    own = director.manager[0].roles
+
+    await director.until(lambda: "memory" in own._held and own._held["memory"].made is not None)
+
+    assert director.serving_nodes() == []
+
+
 async def test_a_node_whose_instance_ended_is_replaced(director: FakeDirector) -> None:
     director.want(running=True, roles={"front": 1, "back": 1})
     await director.until_state(S.RUNNING)
