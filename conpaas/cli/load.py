@@ -34,7 +34,7 @@ class Load:
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
         for number in range(self._visitors):
-            self._group.create_task(self._visit(), name=f"visitor {number}")
+            self._group.create_task(self._visit(keep_alive=number % 2 == 0), name=f"visitor {number}")
         return self
 
     async def __aexit__(
@@ -43,10 +43,16 @@ class Load:
         self._over.set()
         await self._group.__aexit__(None, None, None)  # an error of the block is no visitor's, and stays as it is
 
-    async def _visit(self) -> None:
+    async def _visit(self, *, keep_alive: bool) -> None:
+        """Visit until it is over.
+
+        Over a kept-alive connection that has died aiohttp asks again, as browsers do, and tells nobody: every other
+        visitor therefore takes a connection for each request.
+        """
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+        connector = aiohttp.TCPConnector(force_close=not keep_alive)
         jar = aiohttp.CookieJar(unsafe=True)  # sites of the local cloud have an address, no name
-        async with aiohttp.ClientSession(timeout=timeout, cookie_jar=jar) as session:
+        async with aiohttp.ClientSession(timeout=timeout, cookie_jar=jar, connector=connector) as session:
             visits = 0
             while not self._over.is_set():
                 text = await self._get(session, "/")

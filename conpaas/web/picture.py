@@ -13,7 +13,7 @@ from conpaas.core.states import NodeState
 
 ACROSS, DEEP = 150, 52  # of one box
 GAP_ACROSS, GAP_DEEP = 64, 16
-UPRIGHT_ACROSS, UPRIGHT_GAP = 104, 12
+UPRIGHT_ACROSS, UPRIGHT_GAP = 116, 12
 HEAD = 30
 _LINES_SHOWN = {False: 6, True: 3}
 _LABEL_LETTERS = {False: 14, True: 10}
