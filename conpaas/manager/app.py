@@ -31,6 +31,8 @@ log = structlog.get_logger()
 
 RESYNC_S = 30.0
 """Compare with what is wanted this often, even if nothing seems to have changed."""
+UNDONE_S = 5.0
+"""And this often while it is not yet so: the ledger may know of a node what it cannot say itself."""
 LOG_CHECK_S = 60.0
 REPORT_RETRY_S = 1.0
 POINTS_KEPT = 720
@@ -113,7 +115,7 @@ class Manager(Process):
             return RESYNC_S
         self._failures += self.rollout.refused
         self._report_now.set()
-        return self._delay() if self._failures else RESYNC_S
+        return self._delay() if self._failures else UNDONE_S
 
     def _failed(self, exc: ConpaasError) -> float:
         """Note why a round failed. A service that cannot start says so; one that runs goes on with what it has."""

@@ -106,6 +106,8 @@ class Nodes:
             elif handle.view.address != view.address:
                 handle.client = None
             handle.view = view
+            if view.state in ENDED and handle.state not in ENDED:
+                self.move(handle, view.state, view.reason)  # its cloud says so, or its creation was cut short
         return fresh
 
     def living(self) -> list[Handle]:

@@ -63,6 +63,7 @@ class FakeDirector(Process):
         self.code: list[CodeVersionView] = []
         self.blobs: dict[str, bytes] = {}
         self.keys: dict[str, tuple[str, ...]] = {}
+        self.boot_timeout_s = QUICK.node_boot_timeout_s
         self.never_boot = 0
         """So many of the next instances never boot."""
         self.refuse = 0
@@ -139,7 +140,7 @@ class FakeDirector(Process):
             director=f"https://127.0.0.1:{self.ports[0]}",
             ca=self.authority.certificate_pem.decode(),
             token=SecretStr(f"{kind} {instance}"),
-            timings=QUICK,
+            timings=QUICK.model_copy(update={"node_boot_timeout_s": self.boot_timeout_s}),
         )
 
     async def start_manager(self) -> Manager:
@@ -277,7 +278,7 @@ class FakeDirector(Process):
             self.state = body.state
             self.states.append(body.state)
         for node in body.nodes:
-            if node.id in self.nodes:
+            if node.id in self.nodes and self.nodes[node.id].state is not NodeState.LOST:
                 update = {"state": node.state, "roles": node.roles, "reason": node.reason}
                 self.nodes[node.id] = self.nodes[node.id].model_copy(update=update)
         return internal.ReportAck(generation=self.generation)

@@ -127,6 +127,25 @@ async def test_what_comes_before_all_nodes_is_made_ready_while_they_boot(directo
     assert director.serving_nodes() == []
 
 
+async def test_a_booting_node_that_the_ledger_gives_up_is_replaced_long_before_its_time_out(
+    director: FakeDirector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conpaas.manager.app.UNDONE_S", 0.1)
+    director.never_boot = 1
+    director.boot_timeout_s = 1000
+    await director.end_manager()
+    await director.start_manager()
+    director.want(running=True)
+    await director.until(lambda: "i-1" in director.nodes)
+
+    lost = {"state": NodeState.LOST, "reason": "its creation was interrupted"}
+    director.nodes["i-1"] = director.nodes["i-1"].model_copy(update=lost)
+
+    await director.until_state(S.RUNNING)
+    assert director.deleted["i-1"].failed
+    assert list(director.nodes) == ["i-2"]
+
+
 async def test_a_node_whose_instance_ended_is_replaced(director: FakeDirector) -> None:
     director.want(running=True, roles={"front": 1, "back": 1})
     await director.until_state(S.RUNNING)
