@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 from conpaas.core.errors import BadInputError
 from conpaas.core.messages.base import Message
@@ -111,8 +111,6 @@ class Assignment:
     """By node id; MANAGER included if the manager's instance holds a role."""
     missing: int = 0
     """How many more nodes are needed to reach what is wanted."""
-    shares: Mapping[str, str] = field(default_factory=dict)
-    """By missing node, nothing yet: reserved for planners that place roles by cloud."""
 
     def holders(self, role: str) -> list[str]:
         """Return the ids of the nodes with `role`, in order."""
@@ -305,6 +303,3 @@ class CommandContext(Protocol):
     def wanted(self) -> Wanted: ...
 
     def secret(self, purpose: str) -> str: ...
-
-
-Settings = dict[str, Any]

@@ -1,6 +1,6 @@
 """What instances, agents and managers ask of their director, over mutual TLS."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -234,5 +234,3 @@ UPLOAD_CODE_FOR = Endpoint(
     response=CodeVersionView,
     timeout_s=600,
 )
-
-Settings = dict[str, Any]
