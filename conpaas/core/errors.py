@@ -23,8 +23,12 @@ and `hint` as extension members; `from_problem` turns one back into the class th
     │   └── DeadlineError          504
     └── CloudError
         ├── CloudBusyError         503  not now: the same call may succeed later
+        │   ├── ThrottledError          too many calls
+        │   └── NoCapacityError         no machine free
         └── CloudRefusedError      409  no, for good
-            └── QuotaExceededError
+            ├── QuotaExceededError
+            ├── CloudCredentialsError   wrong, or expired
+            └── UnknownImageError       not there, or broken
 """
 
 from typing import Any, ClassVar
@@ -189,6 +193,25 @@ class CloudBusyError(CloudError):
     code, status = "cloud-busy", 503
 
 
+class ThrottledError(CloudBusyError):
+    """The cloud was called too often. `retry_after_s` is the pause that it asks for; None if it names none."""
+
+    code = "cloud-throttled"
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, value: object = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message, hint=hint, value=value)
+        self.retry_after_s = retry_after_s
+
+
+class NoCapacityError(CloudBusyError):
+    """The cloud has no machine free for another instance just now."""
+
+    code = "cloud-no-capacity"
+    default_hint = "try again later, or use another size, zone or cloud"
+
+
 class CloudRefusedError(CloudError):
     """No, for good: trying again will not help."""
 
@@ -200,6 +223,20 @@ class QuotaExceededError(CloudRefusedError):
 
     code = "quota-exceeded"
     default_hint = "remove a node, or raise the quota of this cloud"
+
+
+class CloudCredentialsError(CloudRefusedError):
+    """The cloud does not accept the account's credentials, or not for this."""
+
+    code = "cloud-credentials"
+    default_hint = "an administrator must renew the credentials of this cloud: 'conpaas cloud edit'"
+
+
+class UnknownImageError(CloudRefusedError):
+    """The image that instances are made of is not there, not ready, or broken."""
+
+    code = "cloud-image"
+    default_hint = "an administrator must name an image that is there: 'conpaas cloud edit'"
 
 
 def all_errors() -> dict[str, type[ConpaasError]]:

@@ -34,6 +34,8 @@ class Role:
     """People may add and remove nodes of it. A role of the manager's own instance is not."""
     ports: tuple[int, ...] = ()
     """Ports that must be reachable from outside the service."""
+    inner_ports: tuple[int, ...] = ()
+    """Ports on which the service's other instances reach it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,16 @@ class ServiceType:
     page: str = ""
     """`module:Class` of the service's own part of the web page; empty: the generic one."""
 
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """What a node may have to open to the world."""
+        return tuple(sorted({port for role in self.roles for port in role.ports}))
+
+    @property
+    def inner_ports(self) -> tuple[int, ...]:
+        """What an instance of the service may have to open to the others."""
+        return tuple(sorted({port for role in self.roles for port in role.inner_ports}))
+
     def role(self, name: str) -> Role:
         """Return the role called `name`; raise BadInputError if there is none."""
         for role in self.roles:
@@ -101,6 +113,10 @@ class Node:
     roles: frozenset[str] = frozenset()
     """What it holds now."""
     cloud: str = ""
+    """Where it is."""
+    size: str = ""
+    meant_for: str = ""
+    """The cloud that it was asked for, if that one refused it."""
 
 
 @dataclass(frozen=True)

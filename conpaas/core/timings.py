@@ -20,6 +20,8 @@ class Timings(Message):
     """How long a node may take to apply one stage."""
     drain_s: float = Field(default=10.0, ge=0)
     """How long a role may go on serving what it has begun when it is stopped."""
+    handover_s: float = Field(default=10.0, ge=0)
+    """How long nodes that have been replaced go on beside their successors: so long may the old address be known."""
     script_timeout_s: PositiveFloat = 60.0
     """How long a user's start or stop script may run."""
     metrics_period_s: PositiveFloat = 5.0

@@ -2,17 +2,17 @@
 
 from collections.abc import Callable, Sequence
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from conpaas import __version__
+from conpaas.core.clock import Clock
 from conpaas.core.messages import public
 from conpaas.core.messages.model import Ack
 from conpaas.core.tasks import Background
 from conpaas.director import catalogue, views
 from conpaas.director.accounts import Accounts
-from conpaas.director.clouds import Clouds
 from conpaas.director.db.database import Database
-from conpaas.director.db.models import Instance, Service, User
+from conpaas.director.db.models import Instance, User
 from conpaas.director.gate import Call, Served, bearer
 from conpaas.director.settings import DirectorSettings
 
@@ -27,12 +27,12 @@ class AccountsApi:
         deployment: str,
         *,
         accounts: Accounts,
-        clouds: Clouds,
         background: Background,
+        clock: Clock,
         ssh_port: Callable[[], int],
     ) -> None:
         self._db, self._settings, self._deployment = db, settings, deployment
-        self._accounts, self._clouds, self._background, self._ssh_port = accounts, clouds, background, ssh_port
+        self._accounts, self._background, self._ssh_port, self._clock = accounts, background, ssh_port, clock
 
     def served(self) -> Sequence[Served]:
         """Return the endpoints that are served here."""
@@ -56,7 +56,6 @@ class AccountsApi:
             (public.GRANT, self.grant),
             (public.LIST_INSTANCES, self.instances),
             (public.LIST_TYPES, self.types),
-            (public.LIST_CLOUDS, self.clouds),
         ]
 
     async def version(self, _: Call) -> public.Version:
@@ -153,10 +152,11 @@ class AccountsApi:
         async with self._db.read() as session:
             owners = dict((await session.execute(query)).all())
         shown, following = views.page(list(owners), paging)
+        now = self._clock.now()
         return public.InstanceRows(
             items=tuple(
                 public.InstanceRow(
-                    **dict(views.node_view(row)), service=row.service_id, owner=owners[row], charged=row.charged
+                    **dict(views.node_view(row, now)), service=row.service_id, owner=owners[row], charged=row.charged
                 )
                 for row in shown
             ),
@@ -166,31 +166,6 @@ class AccountsApi:
     async def types(self, _: Call) -> public.ServiceTypes:
         """Show what can be created."""
         return catalogue.service_types()
-
-    async def clouds(self, call: Call) -> public.Clouds:
-        """Show where it can run, and how many instances the caller has there."""
-        query = (
-            select(Instance.cloud, func.count())
-            .join(Service, Service.id == Instance.service_id)
-            .where(Instance.user_id == call.caller.user, views.held())
-            .group_by(Instance.cloud)
-        )
-        async with self._db.read() as session:
-            counts = dict((await session.execute(query)).all())
-        return public.Clouds(
-            items=tuple(
-                public.CloudView(
-                    name=account.name,
-                    title=account.title,
-                    driver=account.driver,
-                    enabled=account.cloud is not None,
-                    reason=account.reason,
-                    instances=counts.get(account.name, 0),
-                    default=account.name == self._clouds.default,
-                )
-                for account in self._clouds.accounts.values()
-            )
-        )
 
     def _actor(self, call: Call) -> str:
         return self._accounts.actor(call.caller)

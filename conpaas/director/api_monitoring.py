@@ -145,7 +145,8 @@ class MonitoringApi:
         if only is not None:
             query = query.where(Service.id == only)
         async with self._db.read() as session:
-            shown = await views.service_views(session, (await session.scalars(query)).all())
+            services = (await session.scalars(query)).all()
+            shown = await views.service_views(session, services, self._clock.now())
         for view in shown:
             yield public.Live(kind="service", id=view.id, service=view)
         yield public.Live(kind="credits", credits=(await self._accounts.me(user)).credits)

@@ -1,6 +1,7 @@
 """Handlers of the public API: applications, services, code, operations."""
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -13,20 +14,22 @@ from conpaas.core.errors import ConflictError, NotFoundError
 from conpaas.core.messages import public
 from conpaas.core.messages.internal import StateHistory, UploadQuery
 from conpaas.core.messages.manager import CodeVersions, Nodes
-from conpaas.core.messages.model import Ack, CodeVersionView, OperationView, ServiceView, Wanted
+from conpaas.core.messages.model import Ack, CodeVersionView, Cost, OperationView, ServiceView, Wanted
 from conpaas.core.tasks import Background
-from conpaas.director import views
+from conpaas.director import costs, views
 from conpaas.director.accounts import Accounts
 from conpaas.director.cache import Cache
 from conpaas.director.code import CodeStore
 from conpaas.director.db.database import Database
-from conpaas.director.db.models import Application, EventRow, Operation, Service
+from conpaas.director.db.models import Application, EventRow, Instance, Operation, Service
 from conpaas.director.events import record
 from conpaas.director.gate import Call, Served, expected
 from conpaas.director.internal import state_history
 from conpaas.director.ledger import user_of
 from conpaas.director.services import Services, living
 from conpaas.director.settings import DirectorSettings
+
+_NOTHING = Cost()
 
 
 class ServicesApi:
@@ -45,7 +48,7 @@ class ServicesApi:
     ) -> None:
         self._db, self._settings, self._clock = db, settings, clock
         self._accounts, self._services, self._code, self._background = accounts, services, code, background
-        self._cache = Cache(db, "services", "instances", "operations")
+        self._cache = Cache(db, clock, "services", "instances", "operations")
 
     def served(self) -> Sequence[Served]:
         """Return the endpoints that are served here."""
@@ -62,6 +65,7 @@ class ServicesApi:
             (public.STOP, self.stop),
             (public.TERMINATE, self.terminate),
             (public.SCALE, self.scale),
+            (public.MOVE, self.move),
             (public.CHANGE_SETTINGS, self.change_settings),
             (public.CHANGE_SCRIPTS, self.change_scripts),
             (public.GET_NODES, self.nodes),
@@ -81,7 +85,7 @@ class ServicesApi:
     # -- applications -----------------------------------------------------------------------------------------------
 
     async def applications(self, call: Call) -> public.Applications:
-        """Show the caller's applications with the number of their services: one query."""
+        """Show the caller's applications with the number of their services and what they cost: three queries."""
         query = (
             select(Application, func.count(Service.seq))
             .outerjoin(Service, Service.application_id == Application.id)
@@ -91,7 +95,14 @@ class ServicesApi:
         )
         async with self._db.read() as session:
             rows = (await session.execute(query)).all()
-        return public.Applications(items=tuple(_application(row, count) for row, count in rows))
+            mine = select(Service).where(Service.user_id == call.caller.user, Service.application_id.is_not(None))
+            services = (await session.scalars(mine)).all()
+            running = select(Instance).where(Instance.user_id == call.caller.user, Instance.ended.is_(None))
+            instances = (await session.scalars(running)).all()
+        now = self._clock.now()
+        return public.Applications(
+            items=tuple(_application(row, count, _cost(row, services, instances, now)) for row, count in rows)
+        )
 
     async def create_application(self, call: Call, form: public.CreateApplication) -> public.ApplicationView:
         """Make an application."""
@@ -159,7 +170,9 @@ class ServicesApi:
         async with self._db.read() as session:
             rows = (await session.scalars(query.order_by(Service.seq).limit(paging.limit + 1))).all()
             shown, following = views.page(rows, paging)
-            return public.Services(items=tuple(await views.service_views(session, shown)), next=following)
+            return public.Services(
+                items=tuple(await views.service_views(session, shown, self._clock.now())), next=following
+            )
 
     async def create(self, call: Call, form: public.CreateService) -> ServiceView:
         """Make a service."""
@@ -172,7 +185,7 @@ class ServicesApi:
 
     async def _show(self, service_id: str) -> ServiceView:
         async with self._db.read() as session:
-            return (await views.service_views(session, [await living(session, service_id)]))[0]
+            return (await views.service_views(session, [await living(session, service_id)], self._clock.now()))[0]
 
     async def rename(self, call: Call, form: public.Rename) -> ServiceView:
         """Give a service another name."""
@@ -194,7 +207,15 @@ class ServicesApi:
 
     async def scale(self, call: Call, form: public.Scale) -> OperationView:
         """Add and remove nodes."""
-        return await self._change(call, "scale", form.key, lambda wanted: spec.change_roles(wanted, form.roles))
+        return await self._change(
+            call, "scale", form.key, lambda wanted: spec.change_roles(wanted, form.roles, form.cloud)
+        )
+
+    async def move(self, call: Call, form: public.Move) -> OperationView:
+        """Move the service, or change where else it may go."""
+        return await self._change(
+            call, "move", form.key, lambda wanted: spec.move(wanted, form.cloud, form.fallback, form.sizes)
+        )
 
     async def change_settings(self, call: Call, form: public.ChangeSettings) -> OperationView:
         """Change settings."""
@@ -316,5 +337,11 @@ class ServicesApi:
         )
 
 
-def _application(row: Application, services: int) -> public.ApplicationView:
-    return public.ApplicationView(id=row.id, name=row.name, created=row.created, services=services)
+def _application(row: Application, services: int, cost: Cost = _NOTHING) -> public.ApplicationView:
+    return public.ApplicationView(id=row.id, name=row.name, created=row.created, services=services, cost=cost)
+
+
+def _cost(row: Application, services: Sequence[Service], instances: Sequence[Instance], now: datetime) -> Cost:
+    """Return what the services of an application cost."""
+    own = {service.id: service.spent for service in services if service.application_id == row.id}
+    return costs.of_all((one for one in instances if one.service_id in own), own.values(), now)

@@ -21,11 +21,13 @@ from conpaas.core.clock import SYSTEM_CLOCK, Clock
 from conpaas.core.errors import BadInputError, ConflictError
 from conpaas.core.messages.internal import Context
 from conpaas.core.process import Process, Site
-from conpaas.director import catalogue, openapi, ssh
+from conpaas.director import openapi, ssh
 from conpaas.director.accounts import ADMIN, Accounts
 from conpaas.director.api_accounts import AccountsApi
+from conpaas.director.api_clouds import CloudsApi
 from conpaas.director.api_monitoring import MonitoringApi
 from conpaas.director.api_services import ServicesApi
+from conpaas.director.cloud_accounts import CloudAccounts
 from conpaas.director.clouds import Clouds
 from conpaas.director.code import CodeStore
 from conpaas.director.db.database import Database
@@ -45,6 +47,8 @@ from conpaas.director.vault import Vault
 
 log = structlog.get_logger()
 
+SIZES_S = 3600.0
+"""How often clouds are asked what they offer, and at which price."""
 Ui: TypeAlias = Callable[[Callable[[], str]], web.Application]
 """Makes the web UI; its argument tells, once the ports are open, where the API is."""
 """Makes the web application that is a client of the API at a base URL."""
@@ -81,8 +85,10 @@ class Director(Process):
         self.trust = Trust.load(settings, clock)
         self.db = await Database.open(settings.database_url)
         stack.push_async_callback(self.db.close)
-        self.clouds = Clouds.open(settings, self.trust.deployment, clock)
+        self.clouds = Clouds(settings, self.trust.deployment, clock)
         stack.push_async_callback(self.clouds.close)
+        self.cloud_accounts = CloudAccounts(self.db, self.clouds, self.vault, clock)
+        self.clouds.open(await self.cloud_accounts.plans())
         self.managers = Managers(self.trust.client_context(), self.trust.deployment, clock, self.background)
         stack.push_async_callback(self.managers.close)
         stack.push_async_callback(self.background.close)
@@ -96,11 +102,11 @@ class Director(Process):
 
     def _compose(self) -> None:
         db, settings, clock, background = self.db, self.settings, self.clock, self.background
-        self.bus = Bus(db)
+        self.bus = Bus(db, clock)
         self.accounts = Accounts(db, settings, self.trust, clock)
         self.code = CodeStore(db, settings.data_dir, settings, clock)
         self.enrolment = Enrolment(db, self.trust, self.vault, clock)
-        self.ledger = Ledger(db, self.clouds, settings, clock, self._context, catalogue.ports_of)
+        self.ledger = Ledger(db, self.clouds, settings, clock, self._context)
         self.endings = Endings(db, self.ledger, self.managers, self.code, settings, clock)
         self.services = Services(
             db,
@@ -137,6 +143,7 @@ class Director(Process):
             code=self.code,
             vault=self.vault,
             background=background,
+            clock=clock,
         )
 
     def _sites(self) -> Sequence[Site]:
@@ -147,8 +154,8 @@ class Director(Process):
             settings,
             self.trust.deployment,
             accounts=self.accounts,
-            clouds=self.clouds,
             background=self.background,
+            clock=clock,
             ssh_port=lambda: self.ssh_port,
         )
         services_api = ServicesApi(
@@ -161,7 +168,10 @@ class Director(Process):
             background=self.background,
         )
         monitoring_api = MonitoringApi(db, clock, accounts=self.accounts, managers=self.managers, bus=self.bus)
-        served = [*accounts_api.served(), *services_api.served(), *monitoring_api.served()]
+        clouds_api = CloudsApi(
+            db, accounts=self.accounts, clouds=self.clouds, kept=self.cloud_accounts, background=self.background
+        )
+        served = [*accounts_api.served(), *clouds_api.served(), *services_api.served(), *monitoring_api.served()]
         routes: list[web.AbstractRouteDef] = [
             rpc.route(endpoint, handler, gate.authenticate) for endpoint, handler in served
         ]
@@ -183,6 +193,8 @@ class Director(Process):
     def _context(self, service: Service, instance: Instance, address: str) -> Context:
         """Return all that a booting instance is told."""
         settings = self.settings
+        account = self.clouds.account(instance.cloud)
+        url = settings.instances_url or f"https://{settings.instances_host}:{self.ports[INSTANCES]}"
         return Context(
             deployment=self.trust.deployment,
             kind="manager" if instance.kind == "manager" else "agent",
@@ -192,7 +204,7 @@ class Director(Process):
             owner=service.user_id,
             epoch=service.epoch,
             address=address,
-            director=settings.instances_url or f"https://{settings.instances_host}:{self.ports[INSTANCES]}",
+            director=account.director_url(url),
             ca=self.trust.ca,
             token=SecretStr(self.enrolment.token(instance.id)),
             timings=settings.timings,
@@ -222,6 +234,7 @@ class Director(Process):
             "watch": lambda: tasks.every(settings.watch_period_s, reconciler.watch, clock=clock),
             "reconcile": lambda: tasks.every(settings.reconcile_period_s, reconciler.reconcile, clock=clock),
             "charge": lambda: tasks.every(settings.charge_period_s, reconciler.charge, clock=clock),
+            "sizes": lambda: tasks.every(SIZES_S, self.clouds.learn_sizes, clock=clock),
             "prune": lambda: tasks.every(600, reconciler.prune, clock=clock),
             "certificate": lambda: tasks.every(60, self._renew, clock=clock),
         }

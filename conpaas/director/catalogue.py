@@ -54,12 +54,6 @@ def checked(kind: ServiceType, before: Wanted, after: Wanted) -> Wanted:
 
 
 @functools.cache
-def ports_of(name: str) -> tuple[int, ...]:
-    """Return the ports that a node of the type may have to open to the world."""
-    return tuple(sorted({port for role in kind_of(name).roles for port in role.ports}))
-
-
-@functools.cache
 def service_types() -> public.ServiceTypes:
     """Show all service types; one that cannot be used says why."""
     return public.ServiceTypes(items=tuple(_view(kind) for _, kind in sorted(kinds().items())))

@@ -1,58 +1,246 @@
-"""The configured clouds: which there are, which can be used, and why not."""
+"""The cloud accounts: which there are, which can be used, and the one way to call them."""
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from ipaddress import ip_address
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
+import structlog
 from pydantic import ValidationError
 
 from conpaas.core.clock import Clock
-from conpaas.core.cloud import PACKAGE, Cloud, CloudContext, CloudType
-from conpaas.core.errors import BadInputError, CloudRefusedError, ConpaasError, NotFoundError
+from conpaas.core.cloud import PACKAGE, VERBS, Cloud, CloudContext, CloudType, HasSizes, Size
+from conpaas.core.errors import (
+    BadInputError,
+    CloudCredentialsError,
+    CloudRefusedError,
+    ConpaasError,
+    DeadlineError,
+    NotFoundError,
+    PeerError,
+    ThrottledError,
+)
+from conpaas.core.messages.base import Message
+from conpaas.core.messages.public import CloudOptions
 from conpaas.core.plugins import discover
 from conpaas.core.rpc import bad_input
+from conpaas.core.throttle import TokenBucket
 from conpaas.director.settings import DirectorSettings
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+THROTTLED_S = 1.0
+"""How long to leave a provider alone that says "too much" and not for how long."""
+TROUBLE_S = 60.0
+"""How long a cloud that did not answer is avoided where there is another one."""
+_PATIENCE = 3
+"""A driver's call may be so many calls to its provider, each with the deadline."""
+ANY_SIZE = "*"
 
 
 @dataclass(frozen=True)
-class Account:
-    """One configured cloud. `cloud` is None while it cannot be used; `reason` says why."""
+class Plan:
+    """One cloud account as it is configured."""
 
     name: str
-    title: str
     driver: str
+    settings: Mapping[str, Any]
+    """Of the driver, not yet checked."""
+    options: CloudOptions
+    fixed: bool = False
+    """It is named in the director's settings file."""
+
+
+@dataclass
+class Account:
+    """One cloud account. `cloud` is None while it cannot be used; `reason` says why."""
+
+    plan: Plan
+    kind: CloudType | None
     cloud: Cloud | None
     reason: str
+    clock: Clock
+    deadline_s: float
     calls: asyncio.Semaphore
     """Bounds the calls under way."""
+    trouble: str = ""
+    """What went wrong with the last call, if it did."""
+    sizes: Sequence[Size] = ()
+    """As last asked for."""
+    _silent_since: float | None = None
+    _buckets: dict[str, TokenBucket] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = {} if self.kind is None else self.kind.rates
+        for verb in VERBS:
+            rate, wished = known.get(verb), self.plan.options.rates.get(verb)  # type: ignore[call-overload]
+            if wished is not None:
+                self._buckets[verb] = TokenBucket(wished, 1, self.clock)
+            elif rate is not None:
+                self._buckets[verb] = TokenBucket(rate.per_s, rate.burst, self.clock)
+
+    @property
+    def name(self) -> str:
+        """The name of the account."""
+        return self.plan.name
+
+    @property
+    def title(self) -> str:
+        """What people see."""
+        return self.plan.options.title or (self.kind.title if self.kind else self.name)
+
+    @property
+    def silent(self) -> bool:
+        """Whether it has not answered of late: another cloud, where there is one, is the better choice."""
+        return self._silent_since is not None and self.clock.monotonic() - self._silent_since < TROUBLE_S
+
+    async def ask(self, verb: str, call: Callable[[], Awaitable[T]]) -> T:
+        """Make a call when it is its turn, bounded in time.
+
+        What a driver does not foresee is a PeerError too: it is a plug-in, and its bugs must not end the director.
+        """
+        if verb in self._buckets:
+            await self._buckets[verb].take()
+        async with self.calls:
+            try:
+                async with asyncio.timeout(self.deadline_s * _PATIENCE):
+                    answer = await call()
+            except ConpaasError as exc:
+                self._note(exc, verb)
+                raise
+            except TimeoutError as exc:
+                error = DeadlineError(f"cloud {self.name}: no answer within {self.deadline_s * _PATIENCE:g} s")
+                self._note(error, verb)
+                raise error from exc
+            except Exception as exc:
+                log.exception("driver-broke", cloud=self.name)
+                raise PeerError(f"cloud {self.name}: its driver broke: {type(exc).__name__}: {exc}") from exc
+        self._silent_since, self.trouble = None, ""
+        return answer
+
+    def _note(self, error: ConpaasError, verb: str) -> None:
+        """Remember what concerns the account as a whole."""
+        match error:
+            case PeerError():
+                self._silent_since, self.trouble = self.clock.monotonic(), error.message
+            case CloudCredentialsError():
+                self.trouble = error.message
+            case ThrottledError() if verb in self._buckets:
+                self._buckets[verb].pause(error.retry_after_s or THROTTLED_S)
+            case _:
+                pass
+
+    def price(self, size: str) -> tuple[Decimal | None, str]:
+        """Return what an instance of `size` (empty: the default one) costs per hour, and in which currency."""
+        offered = next((one for one in self.sizes if (one.name == size if size else one.default)), None)
+        ours = self.plan.options
+        for name in (offered.name if offered else size, ANY_SIZE):
+            if name in ours.prices:
+                return ours.prices[name], ours.currency
+        return (None, "") if offered is None or offered.price is None else (offered.price, offered.currency)
+
+    def director_url(self, url: str) -> str:
+        """Return where instances of this cloud find the director that others find at `url`."""
+        if self.plan.options.director_url:
+            return self.plan.options.director_url
+        parts = urlsplit(url)
+        if self.kind is None or not self.kind.host_alias or not _is_loopback(parts.hostname or ""):
+            return url
+        return parts._replace(netloc=f"{self.kind.host_alias}:{parts.port}").geturl()
+
+    async def learn_sizes(self) -> None:
+        """Ask which sizes there are, and what they cost."""
+        cloud = self.cloud
+        if isinstance(cloud, HasSizes):
+            self.sizes = await self.ask("look", cloud.sizes)
 
 
 class Clouds:
-    """All configured clouds by name."""
+    """All cloud accounts by name."""
 
-    def __init__(self, accounts: Mapping[str, Account], default: str) -> None:
-        self.accounts = accounts
-        self.default = default
+    def __init__(self, settings: DirectorSettings, deployment: str, clock: Clock) -> None:
+        self._settings, self._deployment, self._clock = settings, deployment, clock
+        self._kinds = discover(PACKAGE, "CLOUD", CloudType)
+        self.accounts: dict[str, Account] = {}
+        self.default = settings.default_cloud
 
-    @classmethod
-    def open(cls, settings: DirectorSettings, deployment: str, clock: Clock) -> "Clouds":
-        """Make the drivers that the settings name. One that cannot be used is kept, with its reason."""
-        kinds = discover(PACKAGE, "CLOUD", CloudType)
-        accounts = {
-            name: _open(name, dict(words), kinds, settings, deployment, clock)
-            for name, words in settings.clouds.items()
-        }
-        if settings.default_cloud not in accounts:
+    def open(self, plans: Iterable[Plan]) -> None:
+        """Make the drivers of all accounts. One that cannot be used is kept, with its reason."""
+        for plan in (*plans, *map(_from_settings, self._settings.clouds.items())):
+            self.accounts[plan.name] = self.account_of(plan)
+        if self.default not in self.accounts:
             raise BadInputError(
-                f"the default cloud '{settings.default_cloud}' is not configured",
-                value=settings.default_cloud,
-                hint=f"configured are: {', '.join(accounts) or 'none'}",
+                f"the default cloud '{self.default}' is not configured",
+                value=self.default,
+                hint=f"configured are: {', '.join(self.accounts) or 'none'}",
             )
-        return cls(accounts, settings.default_cloud)
+
+    @property
+    def kinds(self) -> Mapping[str, CloudType]:
+        """The kinds of clouds by name."""
+        return self._kinds
+
+    def account_of(self, plan: Plan) -> Account:
+        """Return an account with a driver of its own, that no name leads to yet."""
+        kind = self._kinds.get(plan.driver)
+        cloud, reason = None, f"there is no driver '{plan.driver}'"
+        if kind is not None:
+            try:
+                cloud, reason = self._driver(plan, kind, self.checked(plan))
+            except ConpaasError as exc:
+                reason = exc.message
+        settings = self._settings
+        calls = asyncio.Semaphore(settings.cloud_calls)
+        return Account(plan, kind, cloud, reason, self._clock, settings.cloud_deadline_s, calls)
+
+    def checked(self, plan: Plan) -> Message:
+        """Return the driver's settings; raise BadInputError for those that are off, or an unknown driver."""
+        kind = self._kinds.get(plan.driver)
+        if kind is None:
+            raise BadInputError(
+                f"there is no driver '{plan.driver}'", value=plan.driver, hint=f"there are: {', '.join(self._kinds)}"
+            )
+        try:
+            return kind.settings.model_validate(dict(plan.settings))
+        except ValidationError as exc:
+            raise bad_input(exc) from exc
+
+    def _driver(self, plan: Plan, kind: CloudType, settings: Message) -> tuple[Cloud | None, str]:
+        reason = kind.check(settings)
+        if reason:
+            return None, reason
+        directory = self._settings.data_dir / "clouds" / plan.name
+        directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+        context = CloudContext(
+            name=plan.name,
+            deployment=self._deployment,
+            directory=directory,
+            clock=self._clock,
+            deadline_s=self._settings.cloud_deadline_s,
+        )
+        return kind.open(settings, context), ""
+
+    async def put(self, plan: Plan) -> Account:
+        """Take an account in, in the place of the one of its name."""
+        before = self.accounts.get(plan.name)
+        self.accounts[plan.name] = account = self.account_of(plan)
+        if before is not None and before.cloud is not None:
+            await before.cloud.close()
+        return account
+
+    async def drop(self, name: str) -> None:
+        """Forget an account."""
+        account = self.accounts.pop(name, None)
+        if account is not None and account.cloud is not None:
+            await account.cloud.close()
 
     def account(self, name: str) -> Account:
-        """Return the cloud called `name`; raise NotFoundError for an unknown one."""
+        """Return the account called `name`; raise NotFoundError for an unknown one."""
         account = self.accounts.get(name)
         if account is None:
             raise NotFoundError(
@@ -71,6 +259,29 @@ class Clouds:
             )
         return account.cloud
 
+    def offered(self, name: str) -> Account:
+        """Return an account that takes new instances; raise CloudRefusedError, with the reason, if it does not."""
+        self.usable(name)
+        account = self.account(name)
+        if not account.plan.options.enabled:
+            raise CloudRefusedError(
+                f"cloud '{name}' takes no new instances", value=name, hint="choose another cloud, or ask why"
+            )
+        return account
+
+    async def learn_sizes(self) -> None:
+        """Ask all clouds which sizes there are; one that does not answer keeps those it had."""
+        async with asyncio.TaskGroup() as group:
+            for account in list(self.accounts.values()):
+                group.create_task(self.learn_sizes_of(account), name=f"sizes of {account.name}")
+
+    async def learn_sizes_of(self, account: Account) -> None:
+        """Ask one cloud which sizes there are."""
+        try:
+            await account.learn_sizes()
+        except ConpaasError as exc:
+            log.warning("sizes-unknown", cloud=account.name, error=exc.message)
+
     async def close(self) -> None:
         """Release the drivers' connections; instances stay."""
         for account in self.accounts.values():
@@ -78,31 +289,19 @@ class Clouds:
                 await account.cloud.close()
 
 
-def _open(
-    name: str,
-    words: dict[str, Any],
-    kinds: Mapping[str, CloudType],
-    settings: DirectorSettings,
-    deployment: str,
-    clock: Clock,
-) -> Account:
-    driver = str(words.pop("driver", name))
-    title = words.pop("title", None)
-    calls = asyncio.Semaphore(settings.cloud_calls)
-    kind = kinds.get(driver)
-    if kind is None:
-        return Account(name, title or name, driver, None, f"there is no driver '{driver}'", calls)
-    title = title or kind.title
-    directory = settings.data_dir / "clouds" / name
-    directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+def _is_loopback(host: str) -> bool:
     try:
-        own = kind.settings.model_validate(words)
-        reason = kind.check(own)
-        if reason:
-            return Account(name, title, driver, None, reason, calls)
-        context = CloudContext(name=name, deployment=deployment, directory=directory, clock=clock)
-        return Account(name, title, driver, kind.driver(own, context), "", calls)
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _from_settings(named: tuple[str, Mapping[str, Any]]) -> Plan:
+    """Read an account of the settings file: `driver`, `title`, and the other options, beside the driver's settings."""
+    name, words = named
+    options = {key: value for key, value in words.items() if key in CloudOptions.model_fields}
+    rest = {key: value for key, value in words.items() if key not in options and key != "driver"}
+    try:
+        return Plan(name, str(words.get("driver", name)), rest, CloudOptions.model_validate(options), fixed=True)
     except ValidationError as exc:
-        return Account(name, title, driver, None, bad_input(exc).message, calls)
-    except ConpaasError as exc:
-        return Account(name, title, driver, None, exc.message, calls)
+        raise bad_input(exc) from exc

@@ -9,6 +9,8 @@ from pathlib import Path
 import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from conpaas.core import files, identity, ids, tls
 from conpaas.core.clock import Clock
@@ -19,6 +21,7 @@ from conpaas.core.states import NodeState
 from conpaas.core.trust import Caller
 from conpaas.director.db.database import Database
 from conpaas.director.db.models import Instance, Service
+from conpaas.director.events import record
 from conpaas.director.ledger import enter, instance_of, service_of
 from conpaas.director.settings import DirectorSettings
 from conpaas.director.vault import Vault
@@ -122,9 +125,7 @@ class Enrolment:
         NotAuthenticatedError for a token that is none or too old, ForbiddenError for one that is used or whose
         instance is no longer wanted.
         """
-        instance_id, _, _ = token.partition(".")
-        if not hmac.compare_digest(token.encode(), self.token(instance_id).encode()):
-            raise NotAuthenticatedError("this enrolment token is not valid", hint=_ENROL_HINT)
+        instance_id = self._instance_of(token)
         key = _key_of(csr)
         now = self._clock.now()
         async with self._db.write() as session:
@@ -140,12 +141,31 @@ class Enrolment:
                 log.warning("enrolment-token-reused", instance=instance.id)
                 raise ForbiddenError("this enrolment token has been used", hint=_ENROL_HINT)
             certificate = self._trust.sign(csr, self._identity(instance))
+            if instance.kind == "manager" and instance.epoch > service.epoch:
+                await _take_over(session, service, instance, now)
             instance.enrol_key = key
             instance.booted = instance.booted or now
             if instance.state in {NodeState.REQUESTED, NodeState.BOOTING}:
                 enter(instance, NodeState.CONFIGURING if instance.kind == "manager" else NodeState.BOOTING, now)
         log.info("enrolled", instance=instance.id, kind=instance.kind, service=service.id)
         return certificate
+
+    async def note_stage(self, token: str, stage: str, detail: str) -> None:
+        """Take down how far an instance has come that has not enrolled yet; raise NotAuthenticatedError for others."""
+        instance_id = self._instance_of(token)
+        async with self._db.write() as session:
+            instance = await instance_of(session, instance_id)
+            if instance.enrol_key or instance.ended is not None or instance.enrol_until < self._clock.now():
+                raise NotAuthenticatedError("this enrolment token is used, or too old", hint=_ENROL_HINT)
+            instance.stage = f"{stage}: {detail}" if detail else stage
+        log.info("boot-stage", instance=instance_id, stage=stage, detail=detail)
+
+    def _instance_of(self, token: str) -> str:
+        """Return whose enrolment token it is; raise NotAuthenticatedError if it is none."""
+        instance_id, _, _ = token.partition(".")
+        if not hmac.compare_digest(token.encode(), self.token(instance_id).encode()):
+            raise NotAuthenticatedError("this enrolment token is not valid", hint=_ENROL_HINT)
+        return instance_id
 
     async def renew(self, caller: Caller, csr: str) -> Certificate:
         """Give an instance its next certificate; raise ForbiddenError if it is no longer wanted."""
@@ -178,6 +198,21 @@ def check_wanted(instance: Instance, service: Service) -> None:
         raise ForbiddenError(f"instance {instance.id} is no longer wanted", value=instance.id)
     if instance.kind == "manager" and instance.epoch < service.epoch:
         raise ForbiddenError(f"this manager was replaced: its epoch {instance.epoch} is over", value=instance.epoch)
+
+
+async def _take_over(session: AsyncSession, service: Service, manager: Instance, now: datetime) -> None:
+    """Let a manager made at another place replace the present one, whose instance stays until all is as wanted."""
+    service.epoch = manager.epoch
+    query = select(Instance).where(
+        Instance.service_id == service.id,
+        Instance.kind == "manager",
+        Instance.epoch < manager.epoch,
+        Instance.ended.is_(None),
+    )
+    for old in await session.scalars(query):
+        enter(old, NodeState.DRAINING, now, "its successor takes over")
+    message = f"epoch {service.epoch}: {manager.id} on '{manager.cloud}' takes over"
+    record(session, "manager-moved", at=now, actor="director", service=service, message=message)
 
 
 def _key_of(csr: str) -> str:

@@ -9,6 +9,7 @@ from datetime import datetime
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from conpaas.core.clock import Clock
 from conpaas.core.messages.model import MetricPoint
 from conpaas.core.messages.public import Live
 from conpaas.director import views
@@ -88,8 +89,8 @@ class Bus:
     look at the database, and none at all while nobody watches.
     """
 
-    def __init__(self, db: Database) -> None:
-        self._db = db
+    def __init__(self, db: Database, clock: Clock) -> None:
+        self._db, self._clock = db, clock
         self._watchers: dict[str, set[Subscription]] = defaultdict(set)
         self._noted = Changes()
         self._news = asyncio.Event()
@@ -143,7 +144,8 @@ class Bus:
     async def _tell(self, noted: Changes) -> None:
         async with self._db.read() as session:
             services = (await session.scalars(select(Service).where(Service.id.in_(noted.services)))).all()
-            shown = await views.service_views(session, [s for s in services if s.terminated is None])
+            living = [service for service in services if service.terminated is None]
+            shown = await views.service_views(session, living, self._clock.now())
             chosen = select(Operation).where(Operation.id.in_(noted.operations))
             operations = (await session.scalars(chosen)).all()
             users = (await session.scalars(select(User).where(User.id.in_(noted.users)))).all()

@@ -8,6 +8,7 @@ from pydantic import SecretStr
 from sqlalchemy import select
 
 from conpaas.core import rpc
+from conpaas.core.clock import Clock
 from conpaas.core.errors import ForbiddenError, NotFoundError
 from conpaas.core.identity import peer_identity
 from conpaas.core.messages import internal
@@ -44,8 +45,9 @@ class Internal:
         code: CodeStore,
         vault: Vault,
         background: Background,
+        clock: Clock,
     ) -> None:
-        self._db, self._deployment = db, deployment
+        self._db, self._deployment, self._clock = db, deployment, clock
         self._enrolment, self._ledger, self._services, self._reports = enrolment, ledger, services, reports
         self._code, self._vault, self._background = code, vault, background
 
@@ -53,6 +55,7 @@ class Internal:
         """Return the routes of this port."""
         handlers: list[tuple[Endpoint, rpc.Handler]] = [
             (internal.ENROL, self.enrol),
+            (internal.REPORT_BOOT, self.boot),
             (internal.RENEW, self.renew),
             (internal.READ_RECORD, self.read_record),
             (internal.CHANGE_SPEC, self.change_spec),
@@ -92,6 +95,11 @@ class Internal:
         """Give a first certificate."""
         return await self._background.finish(self._enrolment.enrol(body.token.get_secret_value(), body.csr))
 
+    async def boot(self, _: Call, body: internal.BootReport) -> Ack:
+        """Take down how far a booting instance has come."""
+        await self._enrolment.note_stage(body.token.get_secret_value(), body.stage, body.detail)
+        return Ack()
+
     async def renew(self, call: Call, body: internal.Renew) -> internal.Certificate:
         """Give the next certificate."""
         return await self._enrolment.renew(call.caller, body.csr)
@@ -104,6 +112,7 @@ class Internal:
             query = select(CodeVersion).where(CodeVersion.service_id == service.id).order_by(CodeVersion.seq.desc())
             versions = (await session.scalars(query)).all()
         wanted = Wanted.model_validate(service.wanted)
+        manager, now = views.manager_of(service, instances), self._clock.now()
         return ServiceRecord(
             id=service.id,
             name=service.name,
@@ -114,13 +123,13 @@ class Internal:
             epoch=service.epoch,
             wanted=wanted,
             nodes=tuple(
-                views.node_view(instance)
+                views.node_view(instance, now)
                 for instance in instances
                 if instance.kind == "agent" and instance.state is not NodeState.DELETING
             ),
             code=tuple(views.code_view(version, wanted) for version in versions),
             seed=SecretStr(self._vault.unseal(service.seed)),
-            cloud=service.cloud,
+            address="" if manager is None else manager.address,
         )
 
     async def change_spec(self, call: Call, body: internal.ChangeSpec) -> OperationView:
@@ -157,7 +166,7 @@ class Internal:
     async def describe_instance(self, call: Call) -> NodeView:
         """Say how the cloud sees a node."""
         instance = await self._services.node(call.params["id"], call.params["instance"])
-        return views.node_view(await self._ledger.describe(instance.id))
+        return views.node_view(await self._ledger.describe(instance.id), self._clock.now())
 
     async def report(self, call: Call, body: internal.Report) -> internal.ReportAck:
         """Take a manager's report."""

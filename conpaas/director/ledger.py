@@ -5,13 +5,14 @@ token by which its cloud knows the request.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from functools import partial
+from typing import TypeVar
 
 import structlog
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from conpaas.core import ids, tasks
@@ -19,14 +20,18 @@ from conpaas.core.clock import Clock
 from conpaas.core.cloud import Cloud, Vm, VmRequest, VmState
 from conpaas.core.errors import (
     CloudBusyError,
+    CloudRefusedError,
     ConpaasError,
+    NoCreditError,
     NotFoundError,
     PeerError,
+    QuotaExceededError,
 )
-from conpaas.core.messages.internal import Context
+from conpaas.core.messages.internal import MEMBER_PORT, Context
+from conpaas.core.messages.model import Wanted
 from conpaas.core.states import NodeState
-from conpaas.director import money
-from conpaas.director.clouds import Clouds
+from conpaas.director import catalogue, money
+from conpaas.director.clouds import Account, Clouds
 from conpaas.director.db.database import Database
 from conpaas.director.db.models import Instance, Service, User
 from conpaas.director.events import record
@@ -52,6 +57,16 @@ class Wish:
     """Made even if no credit is left: the replacement of a manager, without which nothing can be stopped."""
 
 
+@dataclass(frozen=True)
+class Intent:
+    """What has been written down of a wish."""
+
+    rows: Sequence[Instance]
+    """In order; fewer than wished for if there was no room or no credit for all."""
+    short: ConpaasError | None = None
+    """Why they are fewer."""
+
+
 class Ledger:
     """Makes and deletes instances."""
 
@@ -62,23 +77,20 @@ class Ledger:
         settings: DirectorSettings,
         clock: Clock,
         context: Callable[[Service, Instance, str], Context],
-        ports: Callable[[str], tuple[int, ...]],
     ) -> None:
         self._db = db
         self._clouds = clouds
         self._settings = settings
         self._clock = clock
         self._context = context
-        self._ports = ports
         self._launching: set[str] = set()
+        self._orphans: dict[tuple[str, str], datetime] = {}
+        """Instances at clouds that the ledger does not know, by cloud and id, and when each was first seen."""
 
     # -- making -----------------------------------------------------------------------------------------------------
 
-    async def intend(self, session: AsyncSession, service: Service, wish: Wish) -> list[Instance]:
-        """Write down, and charge, the instances of `wish`; return those there are, in order.
-
-        They are fewer than wished for if the credits do not pay for all.
-        """
+    async def intend(self, session: AsyncSession, service: Service, wish: Wish) -> Intent:
+        """Write down, and charge, the instances of `wish`, each for the first cloud that has room for it."""
         query = (
             select(Instance)
             .where(Instance.service_id == service.id, Instance.request_key == wish.key)
@@ -86,23 +98,59 @@ class Ledger:
         )
         rows = list(await session.scalars(query))
         user = await user_of(session, service.user_id)
-        room = wish.count if wish.on_debt else max(0, user.credits)
-        for index in range(len(rows), min(wish.count, len(rows) + room)):
-            row = self._new(service, wish, index)
+        places = await self._places(session, service, wish)
+        short: ConpaasError | None = None
+        for index in range(len(rows), wish.count):
+            place = next((place for place in places if place.room > 0), None)
+            if place is None:
+                short = places[0].refusal
+                break
+            if user.credits < 1 and not wish.on_debt:
+                short = NoCreditError(f"the credits pay for {len(rows)} of {wish.count} instances")
+                break
+            place.room -= 1
+            row = self._new(service, wish, index, place.cloud)
             session.add(row)
             await session.flush()
             money.charge_first(session, user, row)
             rows.append(row)
-        return rows
+        return Intent(rows, short)
 
-    def _new(self, service: Service, wish: Wish, index: int) -> Instance:
+    async def _places(self, session: AsyncSession, service: Service, wish: Wish) -> "list[_Place]":
+        """Return where instances could go, in order; those that did not answer of late come last."""
+        names = dict.fromkeys((wish.cloud, *Wanted.model_validate(service.wanted).fallback))
+        places = [await self._place(session, service.user_id, name) for name in names]
+        return sorted(places, key=lambda place: place.silent)
+
+    async def _place(self, session: AsyncSession, user: str, name: str) -> "_Place":
+        try:
+            account = self._clouds.offered(name)
+        except ConpaasError as exc:
+            return _Place(name, 0, silent=False, refusal=exc)
+        options = account.plan.options
+        place = _Place(name, _PLENTY, account.silent, CloudRefusedError(f"cloud '{name}' has no room"))
+        held = select(func.count()).select_from(Instance).where(Instance.cloud == name, Instance.ended.is_(None))
+        own = held.where(Instance.user_id == user)
+        limits = ((options.instances, held, "in all"), (options.user_instances, own, "for one user"))
+        for limit, query, whose in limits:
+            room = _PLENTY if limit is None else limit - (await session.scalar(query) or 0)
+            if room < place.room:
+                place.room = room
+                place.refusal = QuotaExceededError(
+                    f"cloud '{name}' takes at most {limit} instances {whose}", value=limit
+                )
+        return place
+
+    def _new(self, service: Service, wish: Wish, index: int, cloud: str) -> Instance:
         now = self._clock.now()
         return Instance(
             id=ids.new("vm"),
             service_id=service.id,
             user_id=service.user_id,
             kind=wish.kind,
-            cloud=wish.cloud,
+            meant_for=wish.cloud,
+            cloud=cloud,
+            size=Wanted.model_validate(service.wanted).sizes.get(cloud, ""),
             epoch=wish.epoch,
             request_key=wish.key,
             request_index=index,
@@ -134,27 +182,58 @@ class Ledger:
         await self._finish_if_unwanted(instance_id)
 
     async def _create(self, service: Service, instance: Instance) -> None:
+        """Ask for an instance where it is to be; where it is refused, ask the next cloud."""
+        fallback = Wanted.model_validate(service.wanted).fallback
+        refusals: list[str] = []
+        for name in dict.fromkeys((instance.cloud, *fallback)):
+            if name != instance.cloud:
+                instance = await self._redirect(instance.id, name, refusals[-1])
+            try:
+                vm = await self._request(self._clouds.offered(name), service, instance)
+            except PeerError as exc:  # the cloud may have made it, or not
+                log.warning("launch-unknown", instance=instance.id, cloud=name, error=exc.message)
+                if any(other in self._clouds.accounts and not self._clouds.account(other).silent for other in fallback):
+                    await self.delete(instance.id, f"cloud '{name}' does not answer", failed=True)
+                return  # else reconciliation looks for the token
+            except ConpaasError as exc:
+                refusals.append(exc.message)
+            else:
+                await self.adopt(instance.id, vm)
+                return
+        await self.never_made(instance.id, "; ".join(refusals))
+
+    async def _request(self, account: Account, service: Service, instance: Instance) -> Vm:
+        kind, agent = catalogue.kind_of(service.type), instance.kind == "agent"
+        cloud = self._clouds.usable(account.name)
         request = VmRequest(
             token=instance.id,
             name=f"conpaas-{service.type}-{instance.kind}-{instance.id}",
             context=lambda address: self._document(service, instance, address),
-            ports=self._ports(service.type) if instance.kind == "agent" else (),
+            ports=kind.ports if agent else (MEMBER_PORT,),
+            inner_ports=tuple(dict.fromkeys((MEMBER_PORT, *kind.inner_ports))),
+            size=instance.size,
+            zone=instance.zone,
             tags={"service": service.id, "kind": instance.kind},
         )
-        try:
-            cloud = self._clouds.usable(instance.cloud)
-            vm = await tasks.retry(
-                lambda: self._ask(instance.cloud, cloud.create(request)),
-                on=CloudBusyError,
-                delays_s=self._settings.cloud_retry_s,
-                clock=self._clock,
-            )
-        except PeerError as exc:  # the cloud may have made it, or not: reconciliation looks for the token
-            log.warning("launch-unknown", instance=instance.id, cloud=instance.cloud, error=exc.message)
-        except ConpaasError as exc:
-            await self.never_made(instance.id, exc.message)
-        else:
-            await self.adopt(instance.id, vm)
+        return await tasks.retry(
+            lambda: account.ask("create", lambda: cloud.create(request)),
+            on=CloudBusyError,
+            delays_s=self._settings.cloud_retry_s,
+            clock=self._clock,
+        )
+
+    async def _redirect(self, instance_id: str, cloud: str, reason: str) -> Instance:
+        """Write down that an instance is asked for at another cloud, since the one before has refused it."""
+        now = self._clock.now()
+        async with self._db.write() as session:
+            instance = await instance_of(session, instance_id)
+            service = await service_of(session, instance.service_id)
+            message = f"{instance.id} goes to '{cloud}': {reason}"
+            record(session, "cloud-refused", at=now, actor="director", service=service, message=message)
+            instance.cloud = cloud
+            instance.size = Wanted.model_validate(service.wanted).sizes.get(cloud, "")
+        log.warning("cloud-refused", instance=instance_id, next=cloud, reason=reason)
+        return instance
 
     def _document(self, service: Service, instance: Instance, address: str) -> str:
         document = self._context(service, instance, address)
@@ -167,9 +246,10 @@ class Ledger:
             instance = await instance_of(session, instance_id)
             instance.cloud_id = vm.id
             instance.launched = instance.launched or now
-            instance.address = vm.address or instance.address
+            instance.enrol_until = now + timedelta(seconds=self._settings.enrol_token_s)
             if instance.state is N.REQUESTED:
-                enter(instance, N.BOOTING, now)
+                enter(instance, N.BOOTING, now, vm.reason)
+            await self._note(session, instance, vm)
         log.info("instance-made", instance=instance_id, cloud_id=vm.id, address=vm.address)
 
     async def never_made(self, instance_id: str, reason: str) -> None:
@@ -199,10 +279,10 @@ class Ledger:
             if instance.state is N.GONE:
                 return
             if instance.state is not N.DELETING:
-                money.end(session, await user_of(session, instance.user_id), instance, now)
+                service = await service_of(session, instance.service_id)
+                money.end(session, await user_of(session, instance.user_id), service, instance, now)
                 enter(instance, N.DELETING, now, reason)
                 if failed:
-                    service = await service_of(session, instance.service_id)
                     message = f"{instance.id}: {reason}"
                     record(session, "instance-failed", at=now, actor="director", service=service, message=message)
         if instance_id not in self._launching:  # else the launch, when it knows, sees to it
@@ -218,7 +298,7 @@ class Ledger:
         try:
             cloud = self._clouds.usable(instance.cloud)
             for cloud_id in await self._cloud_ids(cloud, instance):
-                await self._ask(instance.cloud, cloud.delete(cloud_id))
+                await self._clouds.account(instance.cloud).ask("delete", partial(cloud.delete, cloud_id))
         except ConpaasError as exc:
             log.warning("delete-delayed", instance=instance.id, cloud=instance.cloud, error=exc.message)
             return
@@ -232,19 +312,8 @@ class Ledger:
     async def _cloud_ids(self, cloud: Cloud, instance: Instance) -> list[str]:
         if instance.cloud_id:
             return [instance.cloud_id]
-        vms = await self._ask(instance.cloud, cloud.list())
+        vms = await self._clouds.account(instance.cloud).ask("list", cloud.list)
         return [vm.id for vm in vms if vm.token == instance.id]  # its answer was lost
-
-    async def _ask(self, cloud: str, call: Coroutine[Any, Any, T]) -> T:
-        """Make a call to a cloud, when it is its turn; what a driver does not foresee is a PeerError too."""
-        async with self._clouds.account(cloud).calls:
-            try:
-                return await call
-            except ConpaasError:
-                raise
-            except Exception as exc:  # drivers are plug-ins: a bug of one must not end the director
-                log.exception("driver-broke", cloud=cloud)
-                raise PeerError(f"cloud {cloud}: its driver broke: {type(exc).__name__}: {exc}") from exc
 
     # -- looking ----------------------------------------------------------------------------------------------------
 
@@ -255,29 +324,55 @@ class Ledger:
         if not instance.cloud_id or instance.state is N.GONE:
             return instance
         cloud = self._clouds.usable(instance.cloud)
-        vm = await self._ask(instance.cloud, cloud.describe(instance.cloud_id))
+        account = self._clouds.account(instance.cloud)
+        vm = await account.ask("describe", lambda: cloud.describe(instance.cloud_id))
         return await self.observe(instance, vm)
 
     async def observe(self, instance: Instance, vm: Vm) -> Instance:
-        """Write down what a cloud says of an instance, if it is news: its address, or that it is lost."""
-        lost = vm.state in {VmState.FAILED, VmState.GONE}
+        """Write down what a cloud says of an instance, if it is news: its address, its trouble, or that it is lost."""
+        lost = vm.state in {VmState.FAILED, VmState.GONE} and instance.ended is None
         moved = vm.address is not None and vm.address != instance.address
-        if not moved and not (lost and instance.ended is None):
+        waits = instance.state is N.BOOTING and not lost and vm.reason != instance.reason
+        priced = instance.price is None and self._clouds.account(instance.cloud).price(instance.size)[0] is not None
+        if not (lost or moved or waits or priced):
             return instance
         async with self._db.write() as session:
             row = await instance_of(session, instance.id)
-            row.address = vm.address or row.address
             if lost:
                 await self._lose(session, row, vm.reason or f"the cloud says it is {vm.state}")
+            else:
+                await self._note(session, row, vm)
             return row
+
+    async def _note(self, session: AsyncSession, row: Instance, vm: Vm) -> None:
+        """Take over what a cloud says of an instance that lives; one whose address is another's is lost."""
+        account = self._clouds.account(row.cloud)
+        row.size, row.zone = vm.size or row.size, vm.zone or row.zone
+        if row.price is None:
+            price, row.currency = account.price(row.size)
+            row.price = None if price is None else str(price)
+        if row.state is N.BOOTING:
+            row.reason = vm.reason
+        if vm.address is None or vm.address == row.address:
+            return
+        row.address = vm.address
+        twice = select(Instance.id).where(
+            Instance.cloud == row.cloud,
+            Instance.address == vm.address,
+            Instance.id != row.id,
+            Instance.ended.is_(None),
+        )
+        other = await session.scalar(twice.limit(1))
+        if other is not None:
+            await self._lose(session, row, f"cloud '{row.cloud}' gave it the address {vm.address} of {other}")
 
     async def _lose(self, session: AsyncSession, instance: Instance, reason: str) -> None:
         if instance.ended is not None:
             return
         now = self._clock.now()
-        money.end(session, await user_of(session, instance.user_id), instance, now)
-        enter(instance, N.LOST, now, reason)
         service = await service_of(session, instance.service_id)
+        money.end(session, await user_of(session, instance.user_id), service, instance, now)
+        enter(instance, N.LOST, now, reason)
         record(session, "instance-lost", at=now, actor="director", service=service, message=f"{instance.id}: {reason}")
         log.warning("instance-lost", instance=instance.id, reason=reason)
 
@@ -285,28 +380,33 @@ class Ledger:
 
     async def reconcile(self) -> None:
         """Make ledger and clouds agree, touching nothing that does not bear this deployment's tag."""
-        for name, account in self._clouds.accounts.items():
-            if account.cloud is None:
-                continue
-            try:
-                await self._reconcile(name, account.cloud)
-            except ConpaasError as exc:
-                log.warning("reconcile-skipped", cloud=name, error=exc.message)
+        async with asyncio.TaskGroup() as group:  # a cloud that hangs holds up no other
+            for account in list(self._clouds.accounts.values()):
+                if account.cloud is not None:
+                    group.create_task(self._reconcile_or_skip(account, account.cloud), name=f"reconcile {account.name}")
 
-    async def _reconcile(self, name: str, cloud: Cloud) -> None:
-        before = self._clock.now()
-        vms = await self._ask(name, cloud.list())  # first: whatever is in it has had its row before
+    async def _reconcile_or_skip(self, account: Account, cloud: Cloud) -> None:
+        try:
+            await self._reconcile(account, cloud)
+        except ConpaasError as exc:
+            log.warning("reconcile-skipped", cloud=account.name, error=exc.message)
+
+    async def _reconcile(self, account: Account, cloud: Cloud) -> None:
+        before, name = self._clock.now(), account.name
+        vms = await account.ask("list", cloud.list)  # first: whatever is in it has had its row before
         async with self._db.read() as session:
             query = select(Instance).where(Instance.cloud == name, Instance.state != N.GONE)
             rows = {row.id: row for row in await session.scalars(query)}
         found = {vm.token: vm for vm in vms}
-        for vm in vms:
-            if vm.token not in rows and vm.token not in self._launching:
-                await self._delete_orphan(name, cloud, vm)
+        strange = [vm for vm in vms if vm.token not in rows and vm.token not in self._launching]
         async with asyncio.TaskGroup() as group:
+            for vm in strange:
+                group.create_task(self._end_orphan(account, cloud, vm, before), name=f"orphan {vm.id}")
             for row in rows.values():
                 if row.id not in self._launching:
                     group.create_task(self._settle(row, found.get(row.id), before), name=f"settle {row.id}")
+        for key in [key for key in self._orphans if key[0] == name and key[1] not in {vm.id for vm in strange}]:
+            del self._orphans[key]
 
     async def _settle(self, row: Instance, vm: Vm | None, seen: datetime) -> None:
         """Bring one instance of the ledger forward, knowing whether its cloud lists it."""
@@ -328,18 +428,37 @@ class Ledger:
         else:
             await self._launch(row.id)
 
-    async def _delete_orphan(self, name: str, cloud: Cloud, vm: Vm) -> None:
-        """Delete an instance with our tag that the ledger does not know, or knows as gone."""
-        now = self._clock.now()
+    async def _end_orphan(self, account: Account, cloud: Cloud, vm: Vm, seen: datetime) -> None:
+        """Deal with an instance that bears our tag and that the ledger does not know, or knows as gone.
+
+        The first time it is only told; it is deleted when the next round finds it again.
+        """
+        key = (account.name, vm.id)
         async with self._db.write() as session:
             row = await session.scalar(select(Instance).where(Instance.id == vm.token))
-            if row is not None and row.state is not N.GONE:
+            if row is not None and row.cloud == account.name and row.state is not N.GONE:
                 return
-            if row is None:
-                message = f"{vm.id} ({vm.token}) is not in the ledger"
-                record(session, "orphan-deleted", at=now, actor="director", message=message)
-        log.warning("orphan-deleted", vm=vm.id, token=vm.token)
-        await self._ask(name, cloud.delete(vm.id))
+            why = "is not in the ledger" if row is None else "was given back"
+            what = "orphan-deleted" if key in self._orphans else "orphan-found"
+            message = f"{vm.id} ({vm.token}) on '{account.name}' {why}"
+            record(session, what, at=self._clock.now(), actor="director", message=message)
+        log.warning(what, cloud=account.name, vm=vm.id, token=vm.token)
+        if self._orphans.setdefault(key, seen) != seen:
+            await account.ask("delete", lambda: cloud.delete(vm.id))
+
+
+_PLENTY = 1_000_000_000
+
+
+@dataclass
+class _Place:
+    """A cloud, and for how many more instances it has room."""
+
+    cloud: str
+    room: int
+    silent: bool
+    refusal: ConpaasError
+    """Why there is no more room."""
 
 
 def enter(instance: Instance, state: NodeState, now: datetime, reason: str = "") -> None:

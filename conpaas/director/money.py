@@ -11,7 +11,8 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from conpaas.core.errors import BadInputError
-from conpaas.director.db.models import CreditEntry, Instance, User
+from conpaas.director import costs
+from conpaas.director.db.models import CreditEntry, Instance, Service, User
 from conpaas.director.events import record
 
 HOUR = timedelta(hours=1)
@@ -31,11 +32,12 @@ def charge_until(session: AsyncSession, user: User, instance: Instance, now: dat
         _charge(session, user, instance, now)
 
 
-def end(session: AsyncSession, user: User, instance: Instance, now: datetime) -> None:
+def end(session: AsyncSession, user: User, service: Service, instance: Instance, now: datetime) -> None:
     """Charge what is begun; from `now` on the instance costs nothing. Fine if it has ended already."""
     if instance.ended is None:
         charge_until(session, user, instance, now)
         instance.ended, instance.next_charge = now, None
+        service.spent = costs.add(service.spent, costs.of(instance, now))
 
 
 def refund(session: AsyncSession, user: User, instance: Instance, now: datetime, reason: str) -> None:

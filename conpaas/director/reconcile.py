@@ -1,5 +1,6 @@
 """What the director looks after by itself: managers that are gone, half-done ends, hours, deadlines, leftovers."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 import structlog
@@ -8,7 +9,7 @@ from sqlalchemy import delete, select
 from conpaas.core.clock import Clock
 from conpaas.core.errors import ConpaasError
 from conpaas.core.messages.model import Wanted
-from conpaas.core.states import TRANSIENT, OperationState, ServiceState
+from conpaas.core.states import TRANSIENT, NodeState, OperationState, ServiceState
 from conpaas.director import lifecycle, money
 from conpaas.director.accounts import Accounts
 from conpaas.director.clouds import Clouds
@@ -25,7 +26,8 @@ from conpaas.director.views import held, manager_of
 
 log = structlog.get_logger()
 
-S = ServiceState
+S, N = ServiceState, NodeState
+_SETTLED = frozenset({S.INIT, S.RUNNING, S.STOPPED})
 
 
 class Reconciler:
@@ -87,6 +89,7 @@ class Reconciler:
             await self._watch_boot(service, manager)
         else:
             await self._watch_silence(service, manager)
+            await self._watch_place(service, manager, managers)
 
     async def _watch_boot(self, service: Service, manager: Instance) -> None:
         age_s = (self._clock.now() - manager.created).total_seconds()
@@ -99,6 +102,38 @@ class Reconciler:
             await self.replace_manager(service.id, service.epoch, f"it has been silent for {silent_s:.0f} s")
         elif silent_s > self._settings.manager_silent_s / 4:
             await self._ledger.describe(manager.id)  # if its cloud says that it is gone, the next round acts
+
+    async def _watch_place(self, service: Service, manager: Instance, managers: Sequence[Instance]) -> None:
+        """Bring the manager to where its service is to be, and send its predecessor off when all is as wanted."""
+        successor = next((one for one in managers if one.epoch > service.epoch and one.ended is None), None)
+        if successor is not None:
+            age_s = (self._clock.now() - (successor.launched or self._clock.now())).total_seconds()
+            if age_s > self._settings.timings.node_boot_timeout_s:
+                await self._ledger.delete(successor.id, f"it has not enrolled within {age_s:.0f} s", failed=True)
+        elif manager.state is N.SERVING and any(one.state is N.DRAINING for one in managers):
+            await self._delete_old_managers(service.id, service.epoch)
+        elif manager.state is N.SERVING and service.state in _SETTLED and not _in_place(service, manager):
+            await self._move_manager(service.id, service.epoch)
+
+    async def _move_manager(self, service_id: str, epoch: int) -> None:
+        """Have a manager made where the service is to be. It takes over when it enrols; else all stays as it is."""
+        async with self._db.write() as session:
+            service = await living(session, service_id)
+            query = select(Instance).where(Instance.service_id == service_id, Instance.kind == "manager")
+            before = (await session.scalars(query.order_by(Instance.seq))).all()
+            too_soon = self._clock.now() - before[-1].created < timedelta(seconds=self._settings.manager_retry_s)
+            if service.epoch != epoch or service.ending or (before[-1].epoch > epoch and too_soon):
+                return
+            wish = Wish(
+                kind="manager",
+                count=1,
+                cloud=Wanted.model_validate(service.wanted).cloud,
+                key=f"manager-{epoch + 1}-{len(before)}",
+                epoch=epoch + 1,
+                on_debt=True,
+            )
+            rows = (await self._ledger.intend(session, service, wish)).rows
+        await self._ledger.launch([row.id for row in rows])
 
     async def replace_manager(self, service_id: str, epoch: int, why: str) -> None:
         """Make a new manager, at the next epoch, and delete the ones before. The service keeps its state.
@@ -119,21 +154,21 @@ class Reconciler:
             )
             if service.epoch != epoch or service.ending or in_vain:
                 return
-            service.epoch += 1
+            service.epoch = max(service.epoch, 0 if newest is None else newest.epoch) + 1
             wish = Wish(
                 kind="manager",
                 count=1,
-                cloud=service.cloud,
+                cloud=Wanted.model_validate(service.wanted).cloud,
                 key=f"manager-{service.epoch}",
                 epoch=service.epoch,
                 on_debt=True,
             )
-            rows = await self._ledger.intend(session, service, wish)
+            rows = (await self._ledger.intend(session, service, wish)).rows
             message = f"epoch {service.epoch}: {why}"
             record(session, "manager-replaced", at=now, actor="director", service=service, message=message)
-        log.warning("manager-replaced", service=service_id, epoch=epoch + 1, why=why)
+        log.warning("manager-replaced", service=service_id, epoch=service.epoch, why=why)
         await self._ledger.launch([row.id for row in rows])
-        await self._delete_old_managers(service_id, epoch + 1)
+        await self._delete_old_managers(service_id, service.epoch)
 
     async def _delete_old_managers(self, service_id: str, epoch: int) -> None:
         async with self._db.read() as session:
@@ -163,7 +198,7 @@ class Reconciler:
         await self._ledger.reconcile()
         async with self._db.read() as session:
             old_ones = select(Instance.id).join(Service, Service.id == Instance.service_id)
-            over = (Instance.kind == "manager") & (Instance.epoch < Service.epoch)
+            over = (Instance.kind == "manager") & (Instance.epoch < Service.epoch) & (Instance.state != N.DRAINING)
             old = (await session.scalars(old_ones.where(held(), over | Service.terminated.is_not(None)))).all()
         await self._ledger.delete_all(old, "left over")
 
@@ -194,3 +229,10 @@ class Reconciler:
             await session.execute(delete(MetricRow).where(MetricRow.at < oldest))
         await self._accounts.prune()
         await self._code.collect_garbage()
+
+
+def _in_place(service: Service, manager: Instance) -> bool:
+    """Tell whether the manager is on the cloud, and of the size, that its service wants."""
+    wanted = Wanted.model_validate(service.wanted)
+    fits = wanted.sizes.get(manager.cloud, "") in {"", manager.size}
+    return fits and wanted.cloud in {manager.cloud, manager.meant_for}

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from conpaas.core.clock import Clock
 from conpaas.core.messages.internal import NodeReport, Report, ReportAck
 from conpaas.core.messages.model import Wanted
-from conpaas.core.states import NodeState, OperationState, ServiceState
+from conpaas.core.states import TRANSIENT, NodeState, OperationState, ServiceState
 from conpaas.core.tasks import Background
 from conpaas.director import lifecycle
 from conpaas.director.db.database import Database
@@ -73,7 +73,8 @@ class Reports:
         said = {node.id: node for node in report.nodes}
         for instance in instances:
             if instance.kind == "manager" and instance.epoch == service.epoch and instance.ended is None:
-                enter(instance, NodeState.SERVING, now)
+                there = report.state not in TRANSIENT or instance.state is NodeState.SERVING
+                enter(instance, NodeState.SERVING if there else NodeState.CONFIGURING, now)
             if instance.id in said:
                 _note_node(instance, said[instance.id], now)
         service.urls, service.facts = report.urls, report.facts

@@ -1,7 +1,9 @@
 """Services: made, changed, cancelled. What is wanted of a service is changed here and nowhere else."""
 
+import asyncio
+import contextlib
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import structlog
 from sqlalchemy import func, select
@@ -12,6 +14,7 @@ from conpaas.core.clock import Clock
 from conpaas.core.errors import (
     BadInputError,
     ConflictError,
+    ConpaasError,
     NoCreditError,
     NotFoundError,
     StaleGenerationError,
@@ -36,6 +39,8 @@ from conpaas.director.vault import Vault
 
 log = structlog.get_logger()
 
+LAUNCH_S = 15.0
+"""How long a manager waits for clouds to say yes to the nodes that it asks for, before it goes on to look for them."""
 Edit = Callable[[Service, Wanted], Wanted]
 
 
@@ -69,7 +74,10 @@ class Services:
         """
         kind = catalogue.kind_of(form.type)
         cloud = form.cloud or self._clouds.default
-        self._clouds.usable(cloud)
+        fallback = tuple(name for name in dict.fromkeys(form.fallback) if name != cloud)
+        sizes = {cloud: form.size} if form.size else {}
+        place = Wanted(cloud=cloud, fallback=fallback, sizes=sizes)
+        self._check_places(Wanted(), place)
         now = self._clock.now()
         async with self._db.write() as session:
             service = await self._created_before(session, user_id, form.key)
@@ -82,9 +90,8 @@ class Services:
                     application_id=application.id,
                     type=kind.name,
                     name=await _name(session, user_id, kind, form.name),
-                    cloud=cloud,
                     key=form.key,
-                    wanted={},
+                    wanted=place.model_dump(mode="json"),
                     generation=1,
                     epoch=1,
                     state=ServiceState.INIT,
@@ -98,7 +105,7 @@ class Services:
                 )
                 session.add(service)
                 await self._equip(session, service, kind, actor)
-            view = (await views.service_views(session, [service]))[0]
+            view = (await views.service_views(session, [service], now))[0]
         manager = [node.id for node in view.nodes if node.kind == "manager"]
         self._background.start(f"launch manager of {view.id}", self._launch_first(view.id, manager))
         return view
@@ -136,16 +143,21 @@ class Services:
         """Give a new service its first spec, code, manager and operation."""
         await session.flush()
         code = await self._code.add_default(service, session) if kind.takes_code else None
-        wanted = catalogue.first_wanted(kind).model_copy(update={"code": None if code is None else code.id})
+        place = Wanted.model_validate(service.wanted)
+        first = {"code": None if code is None else code.id}
+        wanted = catalogue.first_wanted(kind).model_copy(
+            update=first | {name: getattr(place, name) for name in ("cloud", "fallback", "sizes")}
+        )
         service.wanted = wanted.model_dump(mode="json")
-        wish = Wish(kind="manager", count=1, cloud=service.cloud, key="manager-1", epoch=1)
-        if not await self._ledger.intend(session, service, wish):
-            raise NoCreditError("you have no credit left for a service's manager")
+        wish = Wish(kind="manager", count=1, cloud=wanted.cloud, key="manager-1", epoch=1)
+        intent = await self._ledger.intend(session, service, wish)
+        if intent.short is not None:
+            raise intent.short
         self._operation(session, service, lifecycle.CREATE, wanted, wanted, actor, None)
         session.add(
             StateChangeRow(service_id=service.id, state=service.state, at=service.created, reason="", actor=actor)
         )
-        message = f"{service.name}: {kind.title} on {service.cloud}"
+        message = f"{service.name}: {kind.title} on {wanted.cloud}"
         record(session, "service-created", at=service.created, actor=actor, service=service, message=message)
         await session.flush()
 
@@ -212,6 +224,7 @@ class Services:
         actor: str,
         key: str | None,
     ) -> Operation:
+        self._check_places(before, after)
         await self._check_code(session, service, before, after)
         await self._check_credit(session, service, before, after)
         now = self._clock.now()
@@ -285,6 +298,17 @@ class Services:
         for operation in await lifecycle.under_way(session, service.id):
             if operation.kind != lifecycle.CREATE or kind == lifecycle.TERMINATE:
                 lifecycle.finish(operation, OperationState.CANCELLED, at=now, message=f"superseded by '{kind}'")
+
+    def _check_places(self, before: Wanted, after: Wanted) -> None:
+        """Raise an error if a cloud that is newly wanted takes no instances, or has no such size."""
+        for name in _clouds_of(after) - _clouds_of(before):
+            self._clouds.offered(name)
+        for name, size in after.sizes.items():
+            known = [one.name for one in self._clouds.account(name).sizes]
+            if size and before.sizes.get(name) != size and known and size not in known:
+                raise BadInputError(
+                    f"cloud '{name}' has no size '{size}'", value=size, hint=f"it has: {', '.join(known[:20])}"
+                )
 
     async def _check_code(self, session: AsyncSession, service: Service, before: Wanted, after: Wanted) -> None:
         if after.code is None or after.code == before.code:
@@ -374,7 +398,7 @@ class Services:
                 service.name = name
                 record(session, "renamed", at=now, actor=actor, service=service, before=before, after=name)
             await session.flush()
-            return (await views.service_views(session, [service]))[0]
+            return (await views.service_views(session, [service], self._clock.now()))[0]
 
     # -- nodes, for managers ----------------------------------------------------------------------------------------
 
@@ -384,26 +408,31 @@ class Services:
             service = await living(session, service_id)
             if not Wanted.model_validate(service.wanted).running:
                 raise ConflictError("the service is not to run: it gets no nodes", value=service_id)
-            wish = Wish(kind="agent", count=body.count, cloud=body.cloud or service.cloud, key=body.key)
-            self._clouds.account(wish.cloud)
-            rows = await self._ledger.intend(session, service, wish)
-            short = body.count - len(rows)
-            if short:
-                await self._say_no_credit(session, service, len(rows), body.count)
-        await self._ledger.launch([row.id for row in rows])
+            cloud = body.cloud or Wanted.model_validate(service.wanted).cloud
+            wish = Wish(kind="agent", count=body.count, cloud=cloud, key=body.key)
+            intent = await self._ledger.intend(session, service, wish)
+            if intent.short is not None:
+                await self._say_short(session, service, intent.short)
+        rows = intent.rows
+        with contextlib.suppress(TimeoutError):  # what takes longer goes on, and is found in the record
+            async with asyncio.timeout(LAUNCH_S):
+                await self._background.finish(self._ledger.launch([row.id for row in rows]))
+        now = self._clock.now()
         async with self._db.read() as session:
-            nodes = [views.node_view(await instance_of(session, row.id)) for row in rows]
-        return nodes + [_refused(wish, nodes, self._clock) for _ in range(short)]
+            nodes = [views.node_view(await instance_of(session, row.id), now) for row in rows]
+        refused = [] if intent.short is None else [_refused(wish, intent.short, now)] * (body.count - len(rows))
+        return nodes + refused
 
-    async def _say_no_credit(self, session: AsyncSession, service: Service, got: int, asked: int) -> None:
-        message = f"the credits pay for {got} of {asked} more nodes"
+    async def _say_short(self, session: AsyncSession, service: Service, short: ConpaasError) -> None:
+        kind = "credits-short" if isinstance(short, NoCreditError) else "cloud-full"
+        message = short.message
         for operation in await lifecycle.under_way(session, service.id):
             operation.message = message
         query = select(EventRow).where(EventRow.service_id == service.id).order_by(EventRow.id.desc()).limit(1)
         last = await session.scalar(query)
-        if last is not None and (last.kind, last.message) == ("credits-short", message):
+        if last is not None and (last.kind, last.message) == (kind, message):
             return  # managers ask again and again: it is told once
-        record(session, "credits-short", at=self._clock.now(), actor="director", service=service, message=message)
+        record(session, kind, at=self._clock.now(), actor="director", service=service, message=message)
 
     async def delete_node(self, service_id: str, instance_id: str, body: Gone) -> None:
         """Give back a node of a service; NotFoundError for an instance that is not one."""
@@ -469,14 +498,19 @@ async def _name(session: AsyncSession, user_id: str, kind: ServiceType, given: s
     return next(name for name in names if name not in taken)
 
 
-def _refused(wish: Wish, nodes: list[NodeView], clock: Clock) -> NodeView:
-    now = clock.now()
+def _clouds_of(wanted: Wanted) -> set[str]:
+    """Return every cloud that a spec names."""
+    elsewhere = (cloud for places in wanted.places.values() for cloud in places)
+    return {wanted.cloud, *wanted.fallback, *wanted.sizes, *elsewhere} - {""}
+
+
+def _refused(wish: Wish, why: ConpaasError, now: datetime) -> NodeView:
     return NodeView(
         id=ids.new("vm"),
         kind="agent",
         cloud=wish.cloud,
         state=NodeState.GONE,
-        reason=f"the credits pay for {len(nodes)} of {wish.count} nodes",
+        reason=why.message,
         created=now,
         since=now,
     )
@@ -486,6 +520,11 @@ def _summary(before: Wanted, after: Wanted) -> str:
     """Say in few words what changes: `web +2, php +1`."""
     counts = {role: after.roles.get(role, 0) - before.roles.get(role, 0) for role in {**before.roles, **after.roles}}
     words = [f"{role} {count:+d}" for role, count in counts.items() if count]
+    if after.cloud != before.cloud:
+        words.append(f"to {after.cloud}")
+    words += [f"{cloud}: {size}" for cloud, size in after.sizes.items() if before.sizes.get(cloud) != size]
+    if after.fallback != before.fallback:
+        words.append(f"fallback {', '.join(after.fallback) or 'none'}")
     words += [f"{name}: {value}" for name, value in after.settings.items() if before.settings.get(name) != value]
     if after.code != before.code:
         words.append(f"code {after.code}")

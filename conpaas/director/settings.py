@@ -77,7 +77,8 @@ class DirectorSettings(BaseSettings):
     deployment: str = ""
     """Name of this deployment, the tag of its instances; empty: made once and kept with the CA."""
     clouds: dict[str, dict[str, Any]] = Field(default_factory=lambda: {"local": {"driver": "local"}})
-    """Cloud accounts by name; `driver` names the kind, `title` what people see, the rest is the driver's."""
+    """Cloud accounts by name; `driver` names the kind, then come the options of every account (`title`, `prices`, …),
+    the rest is the driver's. More are added with `conpaas cloud add`."""
     default_cloud: str = "local"
     """The cloud of a service whose owner chose none."""
     registration: bool = True
@@ -112,6 +113,8 @@ class DirectorSettings(BaseSettings):
     """Pause between two attempts to replace a manager."""
     cloud_calls: PositiveInt = 16
     """Calls to one cloud at the same time."""
+    cloud_deadline_s: PositiveFloat = 30.0
+    """How long one call to a cloud's provider may take."""
     cloud_retry_s: tuple[PositiveFloat, ...] = (1.0, 3.0, 10.0)
     """Pauses between attempts when a cloud is busy."""
     reconcile_period_s: PositiveFloat = 10.0

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import TypeVar
 
 from sqlalchemy import ColumnElement, select
@@ -20,6 +21,7 @@ from conpaas.core.messages.model import (
 )
 from conpaas.core.messages.public import Paging, UserView
 from conpaas.core.states import NodeState, OperationState, ServiceState
+from conpaas.director import costs
 from conpaas.director.db.models import (
     CodeVersion,
     EventRow,
@@ -33,7 +35,7 @@ from conpaas.director.db.models import (
 
 MANAGER_PORT = 5555
 S = ServiceState
-_CHANGES = ("settings", "scripts", "activate")
+_CHANGES = ("settings", "scripts", "activate", "move")
 ACTIONS: dict[ServiceState, tuple[str, ...]] = {
     S.INIT: ("start", "terminate", *_CHANGES),
     S.PROLOGUE: ("stop",),
@@ -44,6 +46,9 @@ ACTIONS: dict[ServiceState, tuple[str, ...]] = {
     S.ERROR: ("start", "stop", "terminate", *_CHANGES),
 }
 """The buttons of each state. Commands by API are not bound to them: stop and terminate work in every state."""
+
+
+_ON_THE_WAY = frozenset({NodeState.REQUESTED, NodeState.BOOTING})
 
 
 def user_view(row: User) -> UserView:
@@ -62,12 +67,15 @@ def user_view(row: User) -> UserView:
     )
 
 
-def node_view(row: Instance) -> NodeView:
+def node_view(row: Instance, now: datetime) -> NodeView:
     """Show an instance."""
     return NodeView(
         id=row.id,
         kind="manager" if row.kind == "manager" else "agent",
         cloud=row.cloud,
+        meant_for=row.meant_for,
+        size=row.size,
+        zone=row.zone,
         cloud_id=row.cloud_id,
         address=row.address,
         state=row.state,
@@ -75,7 +83,9 @@ def node_view(row: Instance) -> NodeView:
         roles=tuple(row.roles),
         created=row.created,
         since=row.since,
+        stage=row.stage if row.state in _ON_THE_WAY else "",
         metrics=row.metrics,
+        cost=costs.of(row, now),
     )
 
 
@@ -143,28 +153,32 @@ def manager_of(service: Service, instances: Iterable[Instance]) -> Instance | No
     return None
 
 
-def service_view(service: Service, instances: Sequence[Instance], operation: Operation | None) -> ServiceView:
+def service_view(
+    service: Service, instances: Sequence[Instance], operation: Operation | None, now: datetime
+) -> ServiceView:
     """Show a service with its instances and the newest operation that is under way."""
     manager = manager_of(service, instances)
+    wanted = Wanted.model_validate(service.wanted)
     return ServiceView(
         id=service.id,
         name=service.name,
         type=service.type,
         application=service.application_id or "",
         owner=service.user_id,
-        cloud=service.cloud,
+        cloud=wanted.cloud,
         state=service.state,
         reason=service.reason,
         since=service.since,
         created=service.created,
         generation=service.generation,
-        wanted=Wanted.model_validate(service.wanted),
-        nodes=tuple(node_view(instance) for instance in instances),
+        wanted=wanted,
+        nodes=tuple(node_view(instance, now) for instance in instances),
         urls=service.urls,
         manager=manager_url(manager),
         actions=() if service.ending else ACTIONS[service.state],
         facts=service.facts,
         operation=None if operation is None else operation_view(operation),
+        cost=costs.of_all(instances, [service.spent], now),
     )
 
 
@@ -173,7 +187,7 @@ def manager_url(manager: Instance | None) -> str:
     return f"https://{manager.address}:{MANAGER_PORT}" if manager is not None and manager.address else ""
 
 
-async def service_views(session: AsyncSession, services: Sequence[Service]) -> list[ServiceView]:
+async def service_views(session: AsyncSession, services: Sequence[Service], now: datetime) -> list[ServiceView]:
     """Show many services: two queries, however many there are."""
     if not services:
         return []
@@ -188,7 +202,7 @@ async def service_views(session: AsyncSession, services: Sequence[Service]) -> l
         .order_by(Operation.seq)
     )
     operations = {operation.service_id: operation for operation in await session.scalars(under_way)}
-    return [service_view(service, instances[service.id], operations.get(service.id)) for service in services]
+    return [service_view(service, instances[service.id], operations.get(service.id), now) for service in services]
 
 
 def cursor(query: Paging) -> int:

@@ -115,6 +115,8 @@ class Manager(Process):
             return RESYNC_S
         self._failures += self.rollout.refused
         self._report_now.set()
+        if self.rollout.handover_s is not None:
+            return min(UNDONE_S, self.rollout.handover_s)
         return self._delay() if self._failures else UNDONE_S
 
     def _failed(self, exc: ConpaasError) -> float:

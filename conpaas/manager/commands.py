@@ -130,7 +130,7 @@ class Commands:
 
     async def _scale(self, call: Call[Caller], body: commands.ChangeRoles, sign: int) -> OperationView:
         roles = {role: sign * count for role, count in body.roles.items()}
-        change = partial(spec.change_roles, change=roles)
+        change = partial(spec.change_roles, change=roles, cloud=body.cloud)
         return await self._change(change, kind="scale", key=body.key, caller=call.caller)
 
     async def update_configuration(self, call: Call[Caller], body: commands.Configure) -> OperationView:

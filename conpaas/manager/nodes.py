@@ -57,7 +57,8 @@ class Handle:
 
     def node(self) -> Node:
         """Return the node as planners see it."""
-        return Node(self.view.id, self.view.address, self.roles, self.view.cloud)
+        view = self.view
+        return Node(view.id, view.address, self.roles, view.cloud, view.size, view.meant_for)
 
     def report(self) -> NodeReport:
         """Return the node as the director is told of it."""
@@ -134,9 +135,7 @@ class Nodes:
 
     async def until_it_answers(self, handle: Handle) -> None:
         """Ask a booting node, with jitter, until it answers or is given back; DeadlineError after the boot time-out."""
-        deadline = handle.view.created.timestamp() + self._timings.node_boot_timeout_s
-        if handle.roles:  # it has served, under a manager before us
-            deadline = max(deadline, self._clock.now().timestamp() + self._timings.node_silent_s)
+        asked = self._clock.now().timestamp()
         pause = self._timings.boot_poll_s
         reason = "no address yet"
         while handle.state not in ENDED:
@@ -148,13 +147,21 @@ class Nodes:
                 else:
                     self.move(handle, NodeState.CONFIGURING)
                     return
-            if self._clock.now().timestamp() >= deadline:
+            if self._clock.now().timestamp() >= self._boot_deadline(handle, asked):
                 raise DeadlineError(
                     f"{handle.view.id} on {handle.view.cloud} did not answer within"
                     f" {self._timings.node_boot_timeout_s:g} s: {reason}"
                 )
             await self._clock.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311  (not a secret)
             pause = min(pause * 1.3, self._timings.boot_poll_s * 50)
+
+    def _boot_deadline(self, handle: Handle, asked: float) -> float:
+        """Return when a node counts as never booting, a Unix time: its time runs once its cloud has said yes."""
+        made = self._clock.now() if handle.view.state is NodeState.REQUESTED else handle.view.since
+        deadline = made.timestamp() + self._timings.node_boot_timeout_s
+        if handle.roles:  # it has served, under a manager before us
+            deadline = max(deadline, asked + self._timings.node_silent_s)
+        return deadline
 
     async def _ask(self, handle: Handle) -> None:
         client = await self.client(handle)

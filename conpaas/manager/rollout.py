@@ -8,12 +8,13 @@ import asyncio
 import hashlib
 import hmac
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
+from conpaas.core import placement
 from conpaas.core.errors import BlobMissingError, ConpaasError, PeerError
 from conpaas.core.member import Member
 from conpaas.core.messages.internal import (
@@ -25,6 +26,7 @@ from conpaas.core.messages.internal import (
     RequestInstances,
 )
 from conpaas.core.messages.model import CodeVersionView, ServiceRecord
+from conpaas.core.placement import Phase, Plan
 from conpaas.core.roles import Roles
 from conpaas.core.service import MANAGER, Assignment, Node, Planner, Situation, Stage, Step
 from conpaas.core.states import NodeState, ServiceState
@@ -46,11 +48,14 @@ class Progress:
     done: int = 0
     total: int = 0
     generation: int = 0
+    phase: Phase = Phase.SETTLED
     urls: dict[str, str] = field(default_factory=dict)
 
     @property
     def message(self) -> str:
         """Say it in words: `2 of 3 nodes serving`."""
+        if self.phase is Phase.OVERLAP:
+            return "those that were replaced go on until all know the new address"
         return f"{self.done} of {self.total} nodes serving" if self.total else ""
 
 
@@ -71,6 +76,7 @@ class Rollout:
         self._timings, self._boot = timings, boot
         self._service = member.context.service
         self._requests = 0
+        self._overlap_since: float | None = None
         self._last_code: tuple[CodeVersionView | None, CodeVersionView | None] = (None, None)
         self.record: ServiceRecord
         self.progress = Progress()
@@ -91,43 +97,70 @@ class Rollout:
         """Go as far as is possible now; return whether all is as wanted."""
         self.refused = False
         record = await self.read()
-        roles = record.wanted.roles if record.wanted.running else {}
         await self._delete_ended()
-        plan = self._planner.assign(roles, [handle.node() for handle in self._nodes.living()])
+        plan = self._plan(record)
         self._note(record, plan)
         if plan.missing:
-            await self._request(plan.missing, record)
-            plan = self._planner.assign(roles, [handle.node() for handle in self._nodes.living()])
+            for cloud, count in plan.missing.items():
+                await self._request(count, cloud, record)
+            plan = self._plan(record)
             self._note(record, plan)
-        leaving = [handle for handle in self._nodes.living() if handle.view.id not in plan.roles]
+        leaving = [handle for handle in self._nodes.living() if handle.view.id not in plan.kept]
         unseen = [handle.view.id for handle in self._nodes.living() if handle.unseen and handle not in leaving]
         if unseen:
             log.info("waiting", nodes=unseen)  # nobody may leave before all that count on him were told
             return False
-        await self._roll_out(roles, record, leaving)
+        await self._roll_out(record, leaving)
         await asyncio.gather(*(self._give_back(handle) for handle in leaving))
+        self._hand_over(plan)
         living = self._nodes.living()
         waiting = any(handle.state not in ROLLED_OUT for handle in living)
-        lost = plan.roles.keys() - {MANAGER} - {handle.view.id for handle in living}  # while this round ran
-        done = not (plan.missing or waiting or lost or self._ill())
+        lost = plan.assignment.roles.keys() - {MANAGER} - {handle.view.id for handle in living}  # while this round ran
+        done = not (plan.missing or waiting or lost or self._ill() or plan.phase is not Phase.SETTLED)
         self._note(record, plan)
         if done:
             self.reached = record.generation
             self._settle(record)
         return done
 
+    def _plan(self, record: ServiceRecord, among: Sequence[Handle] | None = None) -> Plan:
+        """Say who does what as things are now: among all that live, or only some of them."""
+        handles = self._nodes.living() if among is None else among
+        return placement.plan(
+            self._planner,
+            record.wanted,
+            [handle.node() for handle in handles],
+            ready=frozenset(handle.view.id for handle in handles if handle.usable),
+            handover_s=self.handover_s,
+        )
+
+    @property
+    def handover_s(self) -> float | None:
+        """How long those that have been replaced will still serve; None if there are none."""
+        if self._overlap_since is None:
+            return None
+        return max(0.0, self._overlap_since + self._timings.handover_s - self._member.clock.monotonic())
+
+    def _hand_over(self, plan: Plan) -> None:
+        """Take down when successors began to serve; forget it when they serve alone."""
+        if plan.phase is not Phase.OVERLAP:
+            self._overlap_since = None
+        elif self._overlap_since is None:
+            self._overlap_since = self._member.clock.monotonic()
+
     # -- nodes come and go ------------------------------------------------------------------------------------------
 
-    async def _request(self, count: int, record: ServiceRecord) -> None:
+    async def _request(self, count: int, cloud: str, record: ServiceRecord) -> None:
         ids = "+".join(handle.view.id for handle in self._nodes.living())
-        mark = hashlib.sha256(f"{record.generation}/{record.epoch}/{self._requests}/{ids}".encode()).hexdigest()[:24]
-        body = RequestInstances(count=count, cloud=record.cloud, key=mark)
+        words = f"{record.generation}/{record.epoch}/{self._requests}/{cloud}/{ids}"
+        mark = hashlib.sha256(words.encode()).hexdigest()[:24]
+        body = RequestInstances(count=count, cloud=cloud, key=mark)
         answer: Instances = await self._member.director.call(REQUEST_INSTANCES, body, id=self._service)
         self._requests += 1
         log.info("nodes-requested", count=count, got=len(answer.items))
         await self.read()
         refused = [view for view in answer.items if view.state is NodeState.GONE]
-        self.refused = bool(refused)
+        self.refused = self.refused or bool(refused)
         if refused:
             self.progress.reason = f"{len(refused)} of {count} nodes refused: {refused[0].reason}"
 
@@ -155,12 +188,12 @@ class Rollout:
 
     # -- stages -----------------------------------------------------------------------------------------------------
 
-    async def _roll_out(self, roles: Mapping[str, int], record: ServiceRecord, leaving: Sequence[Handle]) -> None:
+    async def _roll_out(self, record: ServiceRecord, leaving: Sequence[Handle]) -> None:
         usable = [handle for handle in self._nodes.living() if handle.usable]
         staying = [handle for handle in usable if handle not in leaving]
-        assignment = self._planner.assign(roles, [handle.node() for handle in staying])
+        assignment = self._plan(record, staying).assignment
         self.situation = self._look(record, usable, assignment)
-        if roles and not staying:
+        if record.wanted.running and not staying:
             if self.reached < 0 and record.state is ServiceState.PROLOGUE:
                 await self._run_ahead(self.situation)
             return
@@ -187,7 +220,7 @@ class Rollout:
         if self._last_code[0] != code:
             self._last_code = (code, self._last_code[0])
         nodes = {handle.view.id: handle.node() for handle in usable}
-        own = Node(MANAGER, self._member.context.address)
+        own = Node(MANAGER, record.address or self._member.context.address)
         return Situation(
             service=self._service,
             wanted=record.wanted,
@@ -262,11 +295,11 @@ class Rollout:
     def _ill(self) -> list[Handle]:
         return [handle for handle in self._nodes.living() if handle.silent_since is not None]
 
-    def _note(self, record: ServiceRecord, plan: Assignment) -> None:
+    def _note(self, record: ServiceRecord, plan: Plan) -> None:
         """Say how far we are; a service that was as wanted and is not any more adapts."""
         progress = self.progress
-        progress.generation = record.generation
-        progress.total = sum(1 for node in plan.roles if node != MANAGER) + plan.missing
+        progress.generation, progress.phase = record.generation, plan.phase
+        progress.total = len(plan.kept) + sum(plan.missing.values())
         progress.done = sum(1 for handle in self._nodes.living() if handle.state is NodeState.SERVING)
         if not record.wanted.running:
             settled = record.state in {ServiceState.INIT, ServiceState.STOPPED} and not self._nodes.living()

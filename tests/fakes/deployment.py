@@ -53,7 +53,7 @@ class FakeDirector(Process):
         super().__init__()
         self.directory, self._address = directory, address
         self.authority = tls.Authority.create("dep-test")
-        self.wanted = Wanted(roles={"front": 1, "back": 0})
+        self.wanted = Wanted(roles={"front": 1, "back": 0}, cloud="test")
         self.generation, self.epoch = 1, 1
         self.state = ServiceState.INIT
         self.states: list[ServiceState] = [self.state]
@@ -211,7 +211,6 @@ class FakeDirector(Process):
             nodes=tuple(node for node in self.nodes.values() if node.state is not NodeState.GONE),
             code=tuple(self.code),
             seed=SecretStr("seed"),
-            cloud="test",
         )
 
     async def change_spec(self, _: Call[Caller], body: internal.ChangeSpec) -> OperationView:
@@ -231,19 +230,20 @@ class FakeDirector(Process):
 
     async def request_instances(self, _: Call[Caller], body: internal.RequestInstances) -> internal.Instances:
         if body.key not in self.keys:
-            self.keys[body.key] = tuple([await self._make() for _ in range(body.count)])
+            self.keys[body.key] = tuple([await self._make(body.cloud) for _ in range(body.count)])
         if self.lose_answers:
             self.lose_answers -= 1
             raise PeerError("the answer got lost")
         return internal.Instances(items=tuple(self.nodes[node] for node in self.keys[body.key]))
 
-    async def _make(self) -> str:
+    async def _make(self, cloud: str) -> str:
         node = f"i-{next(self._numbers)}"
         now = SYSTEM_CLOCK.now()
         view = NodeView(
             id=node,
             kind="agent",
-            cloud="test",
+            cloud=cloud,
+            meant_for=cloud,
             address=self._address(),
             state=NodeState.BOOTING,
             created=now,

@@ -145,7 +145,7 @@ class Rig:
 
     async def view(self, service: str) -> ServiceView:
         async with self.db.read() as session:
-            return (await views.service_views(session, [await service_of(session, service)]))[0]
+            return (await views.service_views(session, [await service_of(session, service)], self.clock.now()))[0]
 
     async def instance(self, instance: str) -> Instance:
         async with self.db.read() as session:

@@ -516,13 +516,13 @@ async def test_credits_that_run_out_in_the_middle_of_a_scale_up_give_what_they_p
         view = await here.until(
             service.id, lambda view: serving(view) == 3 and "pay for" in view.reason, what="3 nodes"
         )
-        assert "the credits pay for 0 of 2 nodes" in view.reason
+        assert "the credits pay for 0 of 2 instances" in view.reason
         assert view.state is ServiceState.ADAPTING
         assert (await client.me()).credits == 0
         told = (await client.history(service=service.id)).items
         assert [event.message for event in told if event.kind == "credits-short"] == [
-            "the credits pay for 0 of 2 more nodes",
-            "the credits pay for 2 of 4 more nodes",
+            "the credits pay for 0 of 2 instances",
+            "the credits pay for 2 of 4 instances",
         ]
         url = urlsplit(view.urls["application"])
         assert (await fetch(url.hostname or "", url.port or 0, "/")).status == 200

@@ -59,7 +59,9 @@ async def test_a_new_service_has_a_manager_and_its_types_defaults(rig: Rig, user
 
     assert (view.state, view.name, view.type, view.owner, view.cloud) == (S.INIT, "echo", "echo", user, "sim")
     assert view.wanted == Wanted(
-        roles={"front": 1, "back": 0}, settings={"greeting": "hello", "broken": False, "engine_missing": False}
+        roles={"front": 1, "back": 0},
+        settings={"greeting": "hello", "broken": False, "engine_missing": False},
+        cloud="sim",
     )
     assert view.actions[:2] == ("start", "terminate")
     assert len(rig.at_cloud()) == 1
@@ -145,7 +147,7 @@ async def test_listing_takes_as_many_queries_for_many_services_as_for_one(rig: R
         async with rig.db.read() as session:
             rows = (await session.scalars(select(Service).where(Service.user_id == user))).all()
             queries.clear()
-            assert len(await service_views(session, rows)) == number
+            assert len(await service_views(session, rows, rig.clock.now())) == number
         counts.append(len([query for query in queries if query.startswith("SELECT")]))
 
     assert counts == [2, 2, 2]

@@ -138,10 +138,10 @@ async def test_credits_that_run_out_in_the_middle_give_what_they_pay_for(rig: Ri
     nodes = await rig.services.request_nodes(service, RequestInstances(count=5, cloud="", key="k"))
 
     assert [node.state for node in nodes].count(NodeState.GONE) == 3
-    assert nodes[-1].reason == "the credits pay for 2 of 5 nodes"
+    assert nodes[-1].reason == "the credits pay for 2 of 5 instances"
     assert await rig.credits(user) == 0
     [event] = await rig.events("credits-short")
-    assert event.message == "the credits pay for 2 of 5 more nodes"
+    assert event.message == "the credits pay for 2 of 5 instances"
 
 
 async def test_without_credit_no_service_is_made(rig: Rig) -> None:
@@ -266,6 +266,12 @@ async def test_only_orphans_with_our_tag_are_deleted(rig: Rig) -> None:
     ours = rig.cloud.add_foreign(rig.director.trust.deployment)
 
     await rig.reconciler.reconcile()
+    assert ours in rig.cloud.vms  # told before anything is done
+    assert [event.message for event in await rig.events("orphan-found")] == [
+        f"{ours} ({rig.cloud.vms[ours].token}) on 'sim' is not in the ledger"
+    ]
+    rig.clock.advance(seconds=10)
+    await rig.reconciler.reconcile()
 
     assert foreign in rig.cloud.vms
     assert ours not in rig.cloud.vms
@@ -281,7 +287,9 @@ async def test_an_instance_that_comes_back_from_the_dead_is_deleted_again(rig: R
     await rig.ledger.delete(node, "enough")
     rig.cloud.vms[vm.id] = vm
 
-    await rig.reconciler.reconcile()
+    for _ in range(2):
+        await rig.reconciler.reconcile()
+        rig.clock.advance(seconds=10)
 
     assert vm.id not in rig.cloud.vms
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer, SecretStr, SerializationInfo, ValidationError
 
+from conpaas.core import footprint
 from conpaas.core.errors import PeerError
 
 
@@ -15,7 +16,7 @@ class Message(BaseModel):
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
-        use_attribute_docstrings=True,
+        use_attribute_docstrings=footprint.descriptions,
         ser_json_timedelta="float",
         defer_build=True,
     )

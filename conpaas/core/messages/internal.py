@@ -19,6 +19,8 @@ from conpaas.core.states import NodeState, ServiceState
 from conpaas.core.timings import Timings
 
 _MANAGER = who(Who.MANAGER)
+MEMBER_PORT = 5555
+"""Where managers and agents listen."""
 
 
 class Context(Message):
@@ -33,7 +35,7 @@ class Context(Message):
     epoch: int
     address: str
     """Where the daemon listens; empty: find out."""
-    port: int = 5555
+    port: int = MEMBER_PORT
     director: str
     """Base URL of the director's port for instances."""
     ca: str
@@ -48,6 +50,15 @@ class Enrol(Message):
 
     token: Secret
     csr: str
+
+
+class BootReport(Message):
+    """How far an instance has come that has no certificate yet."""
+
+    token: Secret
+    stage: str = Field(max_length=40)
+    """`CONTEXT`, `NETWORK`, `ENROLLING`, `STARTING`, or `FAILED`."""
+    detail: str = Field(default="", max_length=2000)
 
 
 class Renew(Message):
@@ -80,6 +91,7 @@ class RequestInstances(Message):
 
     count: int = Field(ge=1, le=1000)
     cloud: str
+    """For which they are meant; they may come to be on one of the spec's `fallback`, if it refuses them."""
     key: str = Field(max_length=100)
 
 
@@ -151,6 +163,14 @@ ENROL = Endpoint(
     allow=who(Who.ANYONE),
     request=Enrol,
     response=Certificate,
+)
+REPORT_BOOT = Endpoint(
+    method="POST",
+    path="/internal/boot",
+    summary="How far a booting instance has come",
+    allow=who(Who.ANYONE),
+    request=BootReport,
+    response=Ack,
 )
 RENEW = Endpoint(
     method="POST",

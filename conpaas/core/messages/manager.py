@@ -33,6 +33,8 @@ class ChangeRoles(Message):
     """How many nodes more (or, with `remove`, fewer) of each role."""
 
     roles: dict[RoleName, int]
+    cloud: str | None = Field(default=None, max_length=60)
+    """Where; unset: the service's own cloud."""
     key: str | None = Field(default=None, max_length=100)
 
 

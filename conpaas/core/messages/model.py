@@ -1,6 +1,7 @@
 """The nouns: users, services, nodes, code versions, operations, events, as they travel in every direction."""
 
 from datetime import datetime
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
@@ -13,6 +14,7 @@ Name = Annotated[
 ]
 """What people call a thing: 1 to 80 characters of any language, no control characters."""
 RoleName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
+CloudName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,59}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -36,6 +38,23 @@ class Wanted(Message):
     """Run on an instance when it starts; its first line names the interpreter."""
     stop_script: str = ""
     """Run on an instance before it stops."""
+    cloud: str = ""
+    """Where its manager is, and its nodes unless `places` says otherwise."""
+    places: dict[RoleName, dict[CloudName, int]] = Field(default_factory=dict)
+    """Of the dedicated nodes of a role, how many are on another cloud than `cloud`."""
+    fallback: tuple[CloudName, ...] = ()
+    """Clouds that take a node, in this order, when the one it is meant for refuses it."""
+    sizes: dict[CloudName, str] = Field(default_factory=dict)
+    """Of its instances, by cloud; a cloud that is not named gives its default size."""
+
+
+class Cost(Message):
+    """What instances cost at their providers, by currency. Empty where no price is known."""
+
+    hourly: dict[str, Decimal] = Field(default_factory=dict)
+    """Of what runs now, per hour."""
+    total: dict[str, Decimal] = Field(default_factory=dict)
+    """So far, of what runs and what has ended."""
 
 
 class CodeVersionView(Message):
@@ -57,6 +76,11 @@ class NodeView(Message):
     id: str
     kind: Literal["manager", "agent"]
     cloud: str
+    """Where it is."""
+    meant_for: str = ""
+    """The cloud that it was asked for: another one if that one refused it."""
+    size: str = ""
+    zone: str = ""
     cloud_id: str = ""
     """The instance's id as the cloud reports it."""
     address: str = ""
@@ -66,7 +90,10 @@ class NodeView(Message):
     created: datetime
     since: datetime
     """When it came into its present state."""
+    stage: str = ""
+    """While it boots: how far it has come, in its own words."""
     metrics: dict[str, float] = Field(default_factory=dict)
+    cost: Cost = Cost()
 
 
 class OperationView(Message):
@@ -116,6 +143,7 @@ class ServiceView(Message):
     """What the type shows on its card, by label."""
     operation: OperationView | None = None
     """The newest operation that is under way."""
+    cost: Cost = Cost()
 
 
 class StateChange(Message):
@@ -182,4 +210,5 @@ class ServiceRecord(Message):
     code: tuple[CodeVersionView, ...]
     seed: Secret
     """Random per service: internal passwords are derived from it, so that a new manager knows them too."""
-    cloud: str
+    address: str = ""
+    """Where the nodes reach the manager's instance, as its cloud says; empty while that is not known."""

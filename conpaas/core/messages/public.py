@@ -1,9 +1,10 @@
 """The public API of the director, under `/api/v1`: what people, the web UI, the CLI and the SDK say to it."""
 
 from datetime import datetime
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, PositiveFloat, StringConstraints
 
 from conpaas.core.messages.agent import LogQuery
 from conpaas.core.messages.base import Endpoint, Message, Secret, Who, who
@@ -18,7 +19,9 @@ from conpaas.core.messages.manager import (
 )
 from conpaas.core.messages.model import (
     Ack,
+    CloudName,
     CodeVersionView,
+    Cost,
     EventView,
     LogChunk,
     MetricPoint,
@@ -225,22 +228,140 @@ class ServiceTypes(Message):
     items: tuple[ServiceTypeView, ...]
 
 
+class SizeView(Message):
+    """A kind of machine that a cloud rents out."""
+
+    name: str
+    cores: float
+    memory: int
+    """Bytes."""
+    disk: int = 0
+    """Bytes; 0: unknown."""
+    price: Decimal | None = None
+    """Per hour."""
+    currency: str = "USD"
+    default: bool = False
+
+
 class CloudView(Message):
-    """A configured cloud."""
+    """A configured cloud, as users see it."""
 
     name: str
     title: str
     driver: str
     enabled: bool = True
     reason: str = ""
+    """Why it cannot be used, or (if it can) what its trouble is just now."""
     instances: int = 0
+    """Of the caller."""
+    limit: int | None = None
+    """How many the caller may have there at once."""
     default: bool = False
+    sizes: tuple[SizeView, ...] = ()
 
 
 class Clouds(Message):
     """All clouds; a disabled one says why."""
 
     items: tuple[CloudView, ...]
+
+
+class CloudOptions(Message):
+    """What an administrator says of a cloud account, whatever its kind."""
+
+    title: str = Field(default="", max_length=80)
+    """What people see; empty: the kind's own."""
+    enabled: bool = True
+    """Whether new instances are made there; those that run go on."""
+    instances: int | None = Field(default=None, ge=0)
+    """Most instances there at once, everybody's together; unset: no limit of ours."""
+    user_instances: int | None = Field(default=None, ge=0)
+    """Most instances there at once of one user; unset: no limit of ours."""
+    currency: Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")] = "USD"
+    """Of `prices`."""
+    prices: dict[str, Annotated[Decimal, Field(ge=0)]] = Field(default_factory=dict)
+    """Per instance and hour, by size, `*` for all others: they replace the provider's own."""
+    rates: dict[Literal["create", "delete", "describe", "list", "volumes", "look"], PositiveFloat] = Field(
+        default_factory=dict
+    )
+    """Most calls per second, by verb: they replace what is known of the provider."""
+    director_url: str = Field(default="", max_length=300)
+    """Where instances of this cloud find the director, if not where others do."""
+
+
+class CloudForm(Message):
+    """A cloud account as it is wanted. A secret setting that is left out stays as it is."""
+
+    name: CloudName
+    driver: CloudName
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Of the driver."""
+    options: CloudOptions = CloudOptions()
+
+
+class CloudAccountView(CloudForm):
+    """A cloud account as administrators see it, its secrets as asterisks."""
+
+    fixed: bool = False
+    """It is named in the director's settings file, and only changed there."""
+    default: bool = False
+    usable: bool = True
+    reason: str = ""
+    """Why it cannot be used."""
+    trouble: str = ""
+    """What went wrong with the last call, if it did."""
+    instances: int = 0
+    """Everybody's."""
+    sizes: tuple[SizeView, ...] = ()
+
+
+class CloudAccounts(Message):
+    """All cloud accounts."""
+
+    items: tuple[CloudAccountView, ...]
+
+
+class CloudTypeView(Message):
+    """A kind of cloud that accounts can be added of."""
+
+    name: str
+    title: str
+    description: str = ""
+    settings: dict[str, Any]
+    """JSON Schema of the settings; those with `writeOnly` are secret."""
+
+
+class CloudTypes(Message):
+    """All kinds of clouds."""
+
+    items: tuple[CloudTypeView, ...]
+
+
+class FindingView(Message):
+    """One thing that was looked at when a cloud account was tried."""
+
+    name: str
+    ok: bool
+    detail: str = ""
+    hint: str = ""
+
+
+class RoomView(Message):
+    """How much of an allowance of the provider is used."""
+
+    name: str
+    used: float
+    limit: float
+
+
+class Examination(Message):
+    """What came out when a cloud account was tried: it is fine if every finding is."""
+
+    findings: tuple[FindingView, ...]
+    quota: tuple[RoomView, ...] = ()
+    images: tuple[str, ...] = ()
+    """Ids of the account's own images, those first that could be ours."""
+    zones: tuple[str, ...] = ()
 
 
 class Version(Message):
@@ -274,6 +395,7 @@ class ApplicationView(Message):
     name: str
     created: datetime
     services: int = 0
+    cost: Cost = Cost()
 
 
 class Applications(Message):
@@ -288,6 +410,10 @@ class CreateService(Message):
     type: str = Field(max_length=60)
     name: Name | None = None
     cloud: str | None = Field(default=None, max_length=60)
+    fallback: tuple[CloudName, ...] = Field(default=(), max_length=20)
+    """Clouds that take an instance, in this order, when the one before refuses it."""
+    size: str | None = Field(default=None, max_length=60)
+    """Of its instances on `cloud`."""
     application: str | None = Field(default=None, max_length=60)
     key: str | None = Field(default=None, max_length=100)
 
@@ -322,6 +448,17 @@ class Scale(Keyed):
     """Nodes to add (positive) or remove (negative), by role."""
 
     roles: dict[RoleName, int] = Field(min_length=1)
+    cloud: str | None = Field(default=None, max_length=60)
+    """Where they are added or removed; unset: the service's own cloud."""
+
+
+class Move(Keyed):
+    """Where a service is to be. It moves while it runs, and says so as it goes."""
+
+    cloud: str | None = Field(default=None, max_length=60)
+    """All of its nodes, and its manager, go there; unset: they stay, and only the rest changes."""
+    fallback: tuple[CloudName, ...] | None = Field(default=None, max_length=20)
+    sizes: dict[CloudName, str] | None = None
 
 
 class ChangeSettings(Keyed):
@@ -576,6 +713,68 @@ LIST_TYPES = Endpoint(
     response=ServiceTypes,
     tags=("catalogue",),
 )
+LIST_CLOUD_TYPES = Endpoint(
+    method="GET",
+    path=f"{P}/admin/cloud-types",
+    summary="Kinds of clouds",
+    allow=_ADMIN,
+    response=CloudTypes,
+    tags=("clouds",),
+)
+LIST_CLOUD_ACCOUNTS = Endpoint(
+    method="GET",
+    path=f"{P}/admin/clouds",
+    summary="All cloud accounts",
+    allow=_ADMIN,
+    response=CloudAccounts,
+    tags=("clouds",),
+)
+ADD_CLOUD = Endpoint(
+    method="POST",
+    path=f"{P}/admin/clouds",
+    summary="Add a cloud account",
+    allow=_ADMIN,
+    request=CloudForm,
+    response=CloudAccountView,
+    status=201,
+    tags=("clouds",),
+)
+CHANGE_CLOUD = Endpoint(
+    method="PUT",
+    path=f"{P}/admin/clouds/{{cloud}}",
+    summary="Change a cloud account",
+    allow=_ADMIN,
+    request=CloudForm,
+    response=CloudAccountView,
+    tags=("clouds",),
+)
+REMOVE_CLOUD = Endpoint(
+    method="DELETE",
+    path=f"{P}/admin/clouds/{{cloud}}",
+    summary="Remove a cloud account that has no instances",
+    allow=_ADMIN,
+    response=Ack,
+    tags=("clouds",),
+)
+EXAMINE_CLOUD = Endpoint(
+    method="POST",
+    path=f"{P}/admin/clouds/{{cloud}}/examine",
+    summary="Try a cloud account without making anything",
+    allow=_ADMIN,
+    response=Examination,
+    timeout_s=60,
+    tags=("clouds",),
+)
+TRY_CLOUD = Endpoint(
+    method="POST",
+    path=f"{P}/admin/examine",
+    summary="Try a cloud account before it is added or changed",
+    allow=_ADMIN,
+    request=CloudForm,
+    response=Examination,
+    timeout_s=60,
+    tags=("clouds",),
+)
 LIST_CLOUDS = Endpoint(
     method="GET",
     path=f"{P}/clouds",
@@ -688,6 +887,16 @@ SCALE = Endpoint(
     summary="Add or remove nodes",
     allow=_OWNER,
     request=Scale,
+    response=OperationView,
+    status=202,
+    tags=("services",),
+)
+MOVE = Endpoint(
+    method="POST",
+    path=f"{_S}/move",
+    summary="Move to another cloud or other machines, live",
+    allow=_OWNER,
+    request=Move,
     response=OperationView,
     status=202,
     tags=("services",),

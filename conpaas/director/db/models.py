@@ -148,7 +148,6 @@ class Service(Base):
     """None only after termination."""
     type: Mapped[str] = mapped_column(String(60))
     name: Mapped[str] = mapped_column(String(100))
-    cloud: Mapped[str] = mapped_column(String(60))
     key: Mapped[str | None] = mapped_column(String(100))
     """The idempotency key of its creation."""
     wanted: Mapped[dict[str, Any]]
@@ -164,6 +163,8 @@ class Service(Base):
     facts: Mapped[dict[str, str]] = mapped_column(default=dict)
     seed: Mapped[str] = mapped_column(Text)
     """Encrypted; see `vault.Vault`."""
+    spent: Mapped[dict[str, str]] = mapped_column(default=dict)
+    """What its instances that have ended cost at their providers: decimals by currency."""
     ending: Mapped[bool] = mapped_column(default=False)
     """Termination was asked for: nothing else is any more."""
     terminated: Mapped[datetime | None]
@@ -182,7 +183,17 @@ class Instance(Base):
     user_id: Mapped[str] = mapped_column(ForeignKey("users.id"), index=True)
     kind: Mapped[str] = mapped_column(String(10))
     """`manager` or `agent`."""
+    meant_for: Mapped[str] = mapped_column(String(60))
+    """The cloud that it was asked for."""
     cloud: Mapped[str] = mapped_column(String(60))
+    """Where it is, or is being asked for: another one if that one refused it."""
+    size: Mapped[str] = mapped_column(String(60), default="")
+    zone: Mapped[str] = mapped_column(String(60), default="")
+    price: Mapped[str | None] = mapped_column(String(40))
+    """Per hour, a decimal in `currency`; None: unknown."""
+    currency: Mapped[str] = mapped_column(String(3), default="")
+    stage: Mapped[str] = mapped_column(Text, default="")
+    """While it boots: how far it says it has come."""
     cloud_id: Mapped[str] = mapped_column(String(200), default="")
     address: Mapped[str] = mapped_column(String(200), default="")
     epoch: Mapped[int] = mapped_column(default=0)
@@ -208,6 +219,44 @@ class Instance(Base):
     """Hours charged, counted from `created`."""
     next_charge: Mapped[datetime | None] = mapped_column(index=True)
     """When the next hour begins; None once `ended`."""
+
+
+class CloudAccount(Base):
+    """A cloud account that administrators have added; those of the settings file have no row."""
+
+    __tablename__ = "cloud_accounts"
+
+    name: Mapped[str] = mapped_column(String(60), primary_key=True)
+    driver: Mapped[str] = mapped_column(String(60))
+    settings: Mapped[str] = mapped_column(Text)
+    """The driver's own, JSON, encrypted: see `vault.Vault`."""
+    options: Mapped[dict[str, Any]]
+    """A `CloudOptions`."""
+    created: Mapped[datetime]
+
+
+class VolumeRow(Base):
+    """A disk that outlives instances, written before the cloud is asked for it."""
+
+    __tablename__ = "volumes"
+
+    seq: Mapped[int] = mapped_column(_Number, primary_key=True)
+    id: Mapped[str] = mapped_column(String(60), unique=True)
+    """Also the token by which its cloud knows the request."""
+    service_id: Mapped[str] = mapped_column(ForeignKey("services.id"), index=True)
+    role: Mapped[str] = mapped_column(String(60))
+    """Whose data it holds."""
+    cloud: Mapped[str] = mapped_column(String(60))
+    cloud_id: Mapped[str] = mapped_column(String(200), default="")
+    zone: Mapped[str] = mapped_column(String(60), default="")
+    size: Mapped[int] = mapped_column(BigInteger)
+    """Bytes."""
+    instance_id: Mapped[str | None] = mapped_column(ForeignKey("instances.id"))
+    """Whose it is: the node that it is, or is being, attached to."""
+    created: Mapped[datetime]
+    unwanted: Mapped[bool] = mapped_column(default=False)
+    """It is to be deleted, with all data on it."""
+    deleted: Mapped[datetime | None]
 
 
 class CreditEntry(Base):

@@ -1,7 +1,7 @@
 """PHP hosting: HAProxy in front, nginx for files, nginx and PHP-FPM pairs for programs, sessions shared by all."""
 
 from conpaas.core.service import Engine, Role, ServiceType
-from conpaas.services.php.messages import DEFAULT_VERSION, HTTP_PORT, PhpSettings
+from conpaas.services.php.messages import DEFAULT_VERSION, HTTP_PORT, PHP_PORT, SESSIONS_PORT, WEB_PORT, PhpSettings
 
 _EXTENSIONS = ("bcmath", "curl", "gd", "intl", "mbstring", "mysql", "sqlite3", "xml", "zip")  # what applications expect
 _PHP_PACKAGES = ("fpm", "cli", *_EXTENSIONS)
@@ -20,14 +20,17 @@ SERVICE = ServiceType(
             initial=1,
             ports=(HTTP_PORT,),
         ),
-        Role(name="web", title="Web server", description="Serves the files of the application."),
-        Role(name="php", title="PHP back-end", description="Runs the application's programs."),
+        Role(
+            name="web", title="Web server", description="Serves the files of the application.", inner_ports=(WEB_PORT,)
+        ),
+        Role(name="php", title="PHP back-end", description="Runs the application's programs.", inner_ports=(PHP_PORT,)),
         Role(
             name="sessions",
             title="Session store",
             description="Keeps the users' PHP sessions, in the manager's instance.",
             maximum=1,
             scalable=False,
+            inner_ports=(SESSIONS_PORT,),
         ),
     ),
     settings=PhpSettings,
