@@ -1,3 +1,3 @@
 """Self-hosted platform-as-a-service: applications made of self-managed, elastic services."""
 
-__version__ = "3.0.0"
+__version__ = "3.1.0"

@@ -14,7 +14,8 @@ import textwrap
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from ipaddress import IPv4Network
+from decimal import Decimal
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -28,6 +29,7 @@ from conpaas.core import cloud, errors, plugins, service
 from conpaas.core.cloud import CloudType
 from conpaas.core.messages import agent, internal, manager, public
 from conpaas.core.messages.base import Endpoint, Message, Who
+from conpaas.core.messages.public import CloudOptions
 from conpaas.core.service import ServiceType
 from conpaas.core.states import NODE_MOVES, SERVICE_MOVES, TRANSIENT, NodeState, OperationState, ServiceState
 from conpaas.core.timings import Timings
@@ -48,7 +50,11 @@ _PLAIN: Mapping[Any, str] = {
     datetime: "time",
     Path: "path",
     SecretStr: "secret text",
+    Decimal: "decimal number",
+    IPv4Address: "address",
+    IPv6Address: "address",
     IPv4Network: "network",
+    IPv6Network: "network",
     Any: "any JSON",
 }
 _STATES: Mapping[type[enum.Enum], str] = {
@@ -458,8 +464,9 @@ def clouds_page() -> str:
         HEAD,
         "# Clouds\n",
         (
-            "A cloud is a table `[clouds.NAME]` of the director's settings: "
-            "`driver` names the kind, `title` what people see, and the rest is the driver's own.\n"
+            "A cloud is added with `conpaas cloud add`, on the administrator's page, "
+            "or as a table `[clouds.NAME]` of the director's settings file: "
+            "`driver` names the kind, the options of every account come next, and the rest is the driver's own.\n"
             "[adding-a-cloud.md](../adding-a-cloud.md) tells how to write a driver.\n"
         ),
         '```toml\n[clouds.local]\ndriver = "local"\nmax_instances = 32\n```\n',
@@ -470,12 +477,26 @@ def clouds_page() -> str:
             parts += [
                 f"## {name}: {kind.title}\n",
                 sentences((module.__doc__ or "").partition("\n\n")[0]) + "\n",
-                table(
-                    ("setting", "value", "default", "meaning"),
-                    ((f"`{field}`", words, default, what) for field, words, default, what in field_rows(kind.settings)),
-                ),
+                _settings_table(kind.settings),
             ]
+            for part in _parts_of(kind.settings):
+                parts += [f"### {part.__name__}\n", sentences(part.__doc__ or "") + "\n", _settings_table(part)]
+    parts += [
+        "## Options of every account\n",
+        sentences(CloudOptions.__doc__ or "") + "\n",
+        _settings_table(CloudOptions),
+    ]
     return "\n".join(parts)
+
+
+def _settings_table(kind: type[BaseModel]) -> str:
+    rows = ((f"`{field}`", words, default, what) for field, words, default, what in field_rows(kind))
+    return table(("setting", "value", "default", "meaning"), rows)
+
+
+def _parts_of(kind: type[BaseModel]) -> list[type[Message]]:
+    """Return the messages that the fields of one consist of."""
+    return list(dict.fromkeys(part for field in kind.model_fields.values() for part in _messages_in(field.annotation)))
 
 
 # -- the command line -----------------------------------------------------------------------------------------------

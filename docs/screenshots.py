@@ -8,6 +8,7 @@ Needs what the tests need (Chromium, the engines of PHP). Takes as long as the c
 import argparse
 import asyncio
 import tempfile
+from decimal import Decimal
 from pathlib import Path
 
 from playwright.async_api import Browser, Page
@@ -15,13 +16,20 @@ from playwright.async_api import Browser, Page
 from conpaas import sdk
 from conpaas.cli.load import Load
 from conpaas.core.clock import SYSTEM_CLOCK
+from conpaas.core.messages.public import CloudForm, CloudOptions
 from conpaas.sdk import Conpaas
 from tests.browser import demo
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "images"
+SPARE = CloudForm(
+    name="spare",
+    driver="local",
+    settings={"block": "127.144.0.0/24"},
+    options=CloudOptions(title="Spare room", user_instances=8, currency="EUR", prices={"*": Decimal("0.02")}),
+)
 WIDE, PHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
-PAGES = ("dashboard", "service", "create")
+PAGES = ("dashboard", "service", "create", "clouds", "cloud")
 
 
 async def main(seconds: float) -> None:
@@ -31,10 +39,12 @@ async def main(seconds: float) -> None:
         async with demo.running(Path(folder) / "data") as running, demo.chromium() as browser:
             session = await sdk.login(running.url, demo.ADMIN, demo.PASSWORD)
             async with sdk.connect(running.url, session.token.get_secret_value()) as client:
+                await client.add_cloud(SPARE)
                 service, site = await furnish(client)
                 async with Load(site, visitors=3, pause_s=0.05):
                     await SYSTEM_CLOCK.sleep(seconds / 2)
                     await client.scale(service, {"web": 2, "php": 1}, wait=True)
+                    await client.scale(service, {"web": 1}, cloud=SPARE.name, wait=True)
                     await SYSTEM_CLOCK.sleep(seconds / 2)
                     await take(browser, running.url, service)
 
@@ -51,14 +61,20 @@ async def furnish(client: Conpaas) -> tuple[str, str]:
 
 async def take(browser: Browser, url: str, service: str) -> None:
     """Take every page in light and dark, wide; and the service page as on a phone."""
-    paths = {"dashboard": "/", "service": f"/services/{service}", "create": "/create"}
+    paths = {
+        "dashboard": "/",
+        "service": f"/services/{service}",
+        "create": "/create",
+        "clouds": "/admin/clouds",
+        "cloud": "/admin/add-cloud?driver=ec2",
+    }
     for scheme in ("light", "dark"):
         context = await browser.new_context(viewport=WIDE, color_scheme=scheme, base_url=url)  # type: ignore[arg-type]
         page = await context.new_page()
         await log_in(page)
         for name in PAGES:
             await show(page, paths[name])
-            await page.screenshot(path=IMAGES / f"{name}-{scheme}.png", full_page=name == "service")
+            await page.screenshot(path=IMAGES / f"{name}-{scheme}.png", full_page=name in {"service", "cloud"})
         await context.close()
     context = await browser.new_context(viewport=PHONE, color_scheme="light", base_url=url)  # type: ignore[arg-type]
     page = await context.new_page()

@@ -11,6 +11,7 @@ import structlog
 
 from conpaas import __version__
 from conpaas.agent.scripts import Scripts
+from conpaas.agent.volumes import Volumes
 from conpaas.core import engines, files, plugins, rpc, tasks
 from conpaas.core.clock import SYSTEM_CLOCK, Clock
 from conpaas.core.member import Member, authenticator
@@ -18,6 +19,7 @@ from conpaas.core.messages import agent as commands
 from conpaas.core.messages.internal import Context
 from conpaas.core.messages.model import Ack, LogChunk
 from conpaas.core.process import Process, Site
+from conpaas.core.release import Follower
 from conpaas.core.roles import Roles
 from conpaas.core.rpc import Call
 from conpaas.core.service import PACKAGE, ServiceType
@@ -39,11 +41,19 @@ class Agent(Process):
         self.context = context
         self.clock = clock
         self.member = Member(context, directory, clock=clock)
-        kind = plugins.discover(PACKAGE, "SERVICE", ServiceType)[context.service_type]
+        self._kind = kind = plugins.discover(PACKAGE, "SERVICE", ServiceType)[context.service_type]
+        self.volumes = Volumes(directory, clock)
         self.roles = Roles(
-            directory, instance=context.instance, address=context.address, agents=kind.agents, clock=clock
+            directory,
+            instance=context.instance,
+            address=context.address,
+            agents=kind.agents,
+            clock=clock,
+            volume_of=self.volumes.of,
         )
         self.scripts = Scripts(directory)
+        self.follower = Follower(self.member, directory, self.stop, lambda: self.roles.busy or self.scripts.busy)
+        self._background = tasks.Background()
         self._usage = Usage(directory)
         self._metrics: dict[str, float] = {}
         self._epoch_file = directory / "epoch"
@@ -53,6 +63,7 @@ class Agent(Process):
         """Enrol; serve the manager's commands."""
         await self.member.open(stack)
         stack.callback(self.roles.close)
+        stack.push_async_callback(self._background.close)
         serve = partial(rpc.route, authenticate=authenticator(self.context.deployment, self._target))
         routes = [
             serve(commands.GET_STATUS, self.get_status),
@@ -60,6 +71,8 @@ class Agent(Process):
             serve(commands.STOP_ROLE, self.stop_role),
             serve(commands.PREPARE, self.prepare),
             serve(commands.FAREWELL, self.farewell),
+            serve(commands.MOUNT, self.mount),
+            serve(commands.FOLLOW, self.follow),
             serve(commands.HAS_BLOB, self.has_blob),
             serve(commands.PUT_BLOB, self.put_blob),
             serve(commands.LIST_LOGS, self.list_logs),
@@ -69,7 +82,9 @@ class Agent(Process):
 
     async def serving(self) -> None:
         """Make the roles so again that this node held before; the manager can already ask how it goes."""
+        await self.volumes.restore()
         await self.roles.restore()
+        self.follower.settle()
 
     def loops(self) -> Mapping[str, tasks.Loop]:
         """Take metrics, bound logs, renew the certificate."""
@@ -105,6 +120,7 @@ class Agent(Process):
             version=__version__,
             roles=await self.roles.status(),
             prepared=self.scripts.prepared,
+            volumes=self.volumes.roles,
             metrics=self._metrics,
         )
 
@@ -128,7 +144,23 @@ class Agent(Process):
     async def farewell(self, _: Call[Caller], body: commands.Farewell) -> Ack:
         await self.roles.stop_all(body.drain_s)
         await self.scripts.stop(body.timeout_s, self._script_env())
+        await self.volumes.release()
         return Ack()
+
+    async def mount(self, call: Call[Caller], body: commands.Mount) -> commands.AgentStatus:
+        role = self._kind.role(call.params["role"]).name
+        if not self.volumes.has(role, body.volume):
+            await self.roles.stop(role, drain_s=0.0)  # what it has begun elsewhere
+        await self.volumes.mount(role, body)
+        return await self.status()
+
+    async def follow(self, _: Call[Caller]) -> Ack:
+        self._background.start("follow", self._follow())
+        return Ack()
+
+    async def _follow(self) -> None:
+        await self.follower.follow()
+        self.successor = self.follower.successor
 
     async def has_blob(self, call: Call[Caller]) -> commands.BlobView:
         return commands.BlobView(present=self.roles.has_blob(call.params["sha256"]))

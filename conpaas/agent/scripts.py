@@ -23,6 +23,8 @@ class Scripts:
     def __init__(self, directory: Path) -> None:
         self._directory = directory / "scripts"
         self._log = directory / "scripts.log"
+        self.busy = False
+        """One of them runs."""
 
     @property
     def prepared(self) -> bool:
@@ -58,11 +60,14 @@ class Scripts:
         inherited = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self._directory)}
         with self._log.open("a") as output:
             output.write(f"--- {name} script\n")
+        self.busy = True
         try:
             done = await run.run(argv, timeout_s=timeout_s, cwd=self._directory, env={**inherited, **env}, check=False)
         except CommandFailedError as exc:
             self._append(exc.message)
             raise CommandFailedError(f"the {name} script: {exc.message}", value=name) from exc
+        finally:
+            self.busy = False
         self._append((done.stdout + done.stderr).decode("utf-8", "replace"))
         self._append(f"--- {name} script: exit code {done.returncode}")
         if done.returncode != 0:

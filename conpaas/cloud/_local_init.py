@@ -19,7 +19,7 @@ from typing import NamedTuple, NoReturn
 MARKER = "CONPAAS_LOCAL_MARK"
 """The environment variable that every process of an instance bears; its value is the instance's `mark`."""
 READY = b"ready"
-"""What is written to the reply pipe when the instance lives; anything else is the reason why it does not."""
+"""What is written to the reply pipe when the instance lives; else why it does not: an error number and its words."""
 DAEMON_USER = "conpaas"
 
 _RESTART_FIRST_S, _RESTART_LAST_S = 0.1, 10.0
@@ -103,7 +103,7 @@ def launch(spec: Spec, claim: int, reply: int, daemon: Daemon) -> None:
 
 
 def _words(exc: OSError) -> bytes:
-    return f"{exc.strerror or exc}{f': {exc.filename}' if exc.filename else ''}".encode()
+    return f"{exc.errno or 0} {exc.strerror or exc}{f': {exc.filename}' if exc.filename else ''}".encode()
 
 
 def _write_pid_file(spec: Spec, records: int, pid: int) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import select
 import shutil
 import signal
@@ -19,12 +20,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import conpaas
 from conpaas.cloud import _local_init as init
 from conpaas.core import run
 from conpaas.core.errors import CloudBusyError
 
 KILL_TIMEOUT_S = 10.0
+BUSY = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 _POLL_S = 0.005
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,59}")
+
+
+def is_id(text: str) -> bool:
+    """Tell whether a text may name an instance or a volume, and so a file."""
+    return _ID.fullmatch(text) is not None
 
 
 class First(NamedTuple):
@@ -175,3 +185,26 @@ def search_path() -> list[str]:
     if os.geteuid() != 0:
         return found
     return [folder for folder in found if closed_to_others(Path(folder)) is None]
+
+
+# Our own programs
+
+
+def needed() -> list[Path]:
+    """Return the places that processes of instances must reach: Python, our code, programs on PATH."""
+    places = [sys.executable, os.path.realpath(sys.executable), sys.prefix, sys.base_prefix, conpaas.__file__]
+    return [Path(place) for place in (*places, *search_path())]
+
+
+INACCESSIBLE_HINT = "install ConPaaS where every user may read, such as /opt, with the Python of /usr/bin"
+
+
+def inaccessible() -> str:
+    """Say which of our programs the users of instances cannot reach; empty if we are not root, or they can."""
+    if os.geteuid() != 0:
+        return ""
+    for place in (sys.executable, os.path.realpath(sys.executable), sys.prefix, str(Path(conpaas.__file__).parent)):
+        closed = closed_to_others(Path(place))
+        if closed is not None:
+            return f"{closed} is closed to other users, so instances cannot run {place}"
+    return ""

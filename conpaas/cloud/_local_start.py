@@ -23,6 +23,8 @@ log = structlog.get_logger()
 START_TIMEOUT_S = 20.0
 """How long an instance's first process may take to begin: some 50 ms, on a machine that is not overloaded."""
 _ZYGOTE_END_S = 2.0
+_NO_ROOM = {str(number) for number in (*machine.BUSY, *machine.FULL)}
+"""Errors that tell nothing about what this machine allows."""
 
 
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
@@ -57,10 +59,15 @@ class Starter:
     def start(self, spec: init.Spec, claim: socket.socket) -> str:
         """Start the instance and return when it lives: the empty text, or why its world cannot be made.
 
-        Raises CloudBusyError when there is no answer in time.
+        Raises CloudBusyError when there is no answer in time, OSError when this machine has no room just now.
         """
         answer = self._by_zygote(spec, claim) or self._by_execution(spec, claim)
-        return "" if answer == init.READY else answer.decode(errors="replace") or "its first process died at once"
+        if answer == init.READY:
+            return ""
+        number, _, words = answer.decode(errors="replace").partition(" ")
+        if number in _NO_ROOM:
+            raise OSError(int(number), words)
+        return words or "its first process died at once"
 
     def close(self) -> None:
         """End the zygote; instances stay."""

@@ -4,231 +4,214 @@ An `Account` is the provider's side. It outlives the drivers that speak to it, a
 process; its knobs make calls fail, lose their answers, come late, and instances stay silent, die or belong to others.
 """
 
-from collections import deque
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from ipaddress import IPv4Network
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from math import inf
 from pathlib import Path
-from typing import Literal
+from typing import Generic, TypeVar
 
-from pydantic import NonNegativeFloat, PositiveInt
-
-from conpaas.core import tasks
+from conpaas.cloud._sim_account import (
+    Account,
+    Hang,
+    Late,
+    Lost,
+    Outcome,
+    SimSettings,
+    SimVm,
+    SimVolume,
+    Verb,
+)
 from conpaas.core.clock import Clock
-from conpaas.core.cloud import Cloud, CloudContext, CloudType, Vm, VmRequest, VmState
-from conpaas.core.errors import ConpaasError, QuotaExceededError
-from conpaas.core.messages.base import Message
+from conpaas.core.cloud import (
+    Cloud,
+    CloudContext,
+    CloudType,
+    Finding,
+    Room,
+    Size,
+    Vm,
+    VmRequest,
+    VmState,
+    Volume,
+    VolumeRequest,
+    VolumeState,
+)
+from conpaas.core.errors import CloudCredentialsError, ConpaasError, DeadlineError, UnknownImageError
 
-Verb = Literal["create", "describe", "list", "delete"]
+__all__ = [
+    "CLOUD",
+    "Account",
+    "Hang",
+    "Late",
+    "Lost",
+    "Outcome",
+    "SimCloud",
+    "SimSettings",
+    "SimVm",
+    "SimVolume",
+    "Verb",
+]
 
+CONSOLE_BYTES = 64 * 1024
 
-class SimSettings(Message):
-    """A simulated cloud."""
-
-    boot_s: NonNegativeFloat = 0.0
-    """From the request to a running instance, in seconds."""
-    address_s: NonNegativeFloat = 0.0
-    """From the request to its address, in seconds."""
-    call_s: NonNegativeFloat = 0.0
-    """How long each call takes, in seconds: half of it before the call takes effect."""
-    list_s: NonNegativeFloat = 0.0
-    """How old an instance must be to be listed, in seconds."""
-    quota: PositiveInt = 10_000
-    """How many instances there may be at once, everybody's together."""
-    block: IPv4Network = IPv4Network("10.77.0.0/16")
-    """Where instances get their addresses from, one after the other."""
-
-
-@dataclass(frozen=True)
-class Lost:
-    """As an outcome of a call: it takes effect, and then raises `error`."""
-
-    error: ConpaasError
-
-
-Outcome = ConpaasError | Lost | None
-"""Of one call: fails, succeeds with its answer lost, succeeds."""
-
-
-@dataclass
-class SimVm:
-    """An instance at the provider. Times are the clock's monotonic ones."""
-
-    id: str
-    token: str
-    deployment: str
-    address: str
-    context: str
-    request: VmRequest
-    made: float
-    boot_s: float | None
-    """None: it never boots."""
-    dies: float | None = None
-    reason: str = "it died"
+Thing = TypeVar("Thing", Vm, Volume)
 
 
-@dataclass
-class Account:
-    """The provider's side: every instance, ours and others', and the knobs."""
+class _Young(Generic[Thing]):
+    """What a driver has made and not seen since, as long as the provider may not know it yet."""
 
-    settings: SimSettings
-    clock: Clock
-    outcomes: dict[Verb, deque[Outcome]] = field(
-        default_factory=lambda: {verb: deque() for verb in ("create", "describe", "list", "delete")}
-    )
-    """Of the next calls, by verb; when empty, they succeed."""
-    boot_times_s: deque[float | None] = field(default_factory=deque)
-    """Of the next instances; when empty, `settings.boot_s`. None: it never boots."""
-    lifetimes_s: deque[float | None] = field(default_factory=deque)
-    """Of the next instances; when empty, for ever."""
-    on_boot: Callable[[SimVm], Awaitable[None]] | None = None
-    """Awaited when an instance has booted: start its daemon here."""
-    on_end: Callable[[SimVm], Awaitable[None]] | None = None
-    """Awaited when an instance has been deleted or killed."""
-    calls: list[Verb] = field(default_factory=list)
-    """Every call that was made, in order."""
-    vms: dict[str, SimVm] = field(default_factory=dict)
-    _made: int = 0
-    _background: tasks.Background = field(default_factory=tasks.Background)
+    def __init__(self, clock: Clock, lag_s: float) -> None:
+        self._clock, self._lag_s = clock, lag_s
+        self._things: dict[str, tuple[float, Thing]] = {}
 
-    def fail(self, verb: Verb, *outcomes: Outcome) -> None:
-        """Give the next calls of `verb` these outcomes."""
-        self.outcomes[verb].extend(outcomes)
+    def add(self, thing: Thing) -> Thing:
+        self._things[thing.id] = (self._clock.monotonic(), thing)
+        return thing
 
-    def add_foreign(self, deployment: str = "somebody-else") -> str:
-        """Put an instance of another deployment into the account; return its id."""
-        request = VmRequest(token=f"foreign-{self._made}", name="foreign", context=lambda _: "")
-        return self.make(request, deployment).id
+    def forget(self, thing: str) -> None:
+        self._things.pop(thing, None)
 
-    async def kill(self, vm: str, reason: str = "it was killed") -> None:
-        """End an instance, as a crash of its host would."""
-        victim = self.vms[vm]
-        victim.dies, victim.reason = self.clock.monotonic(), reason
-        await self._ended(victim)
-
-    async def vanish(self, vm: str) -> None:
-        """Take an instance away without a trace."""
-        await self._ended(self.vms.pop(vm))
-
-    async def close(self) -> None:
-        """End what `on_boot` is still waiting for."""
-        await self._background.close()
-
-    def make(self, request: VmRequest, deployment: str) -> SimVm:
-        """Make an instance, or return the one that the deployment's token has made before."""
-        for vm in self.vms.values():
-            if vm.token == request.token and vm.deployment == deployment:
-                return vm
-        if len(self.vms) >= self.settings.quota:
-            raise QuotaExceededError(
-                f"{len(self.vms)} of {self.settings.quota} instances are in use", value=self.settings.quota
-            )
-        self._made += 1
-        address = str(self.settings.block[self._made % self.settings.block.num_addresses])
-        boot_s = self.boot_times_s.popleft() if self.boot_times_s else self.settings.boot_s
-        lifetime_s = self.lifetimes_s.popleft() if self.lifetimes_s else None
-        now = self.clock.monotonic()
-        vm = SimVm(
-            id=f"sim-{self._made}",
-            token=request.token,
-            deployment=deployment,
-            address=address,
-            context=request.context(address),
-            request=request,
-            made=now,
-            boot_s=boot_s,
-            dies=None if lifetime_s is None else now + lifetime_s,
-        )
-        self.vms[vm.id] = vm
-        if self.on_boot is not None and vm.boot_s is not None:
-            self._background.start(f"boot {vm.id}", self._boot(vm, vm.boot_s))
-        return vm
-
-    async def end(self, vm: str, deployment: str) -> None:
-        """Delete an instance of the deployment; gone, and everybody else's, is left as it is."""
-        if vm in self.vms and self.vms[vm].deployment == deployment:
-            await self._ended(self.vms.pop(vm))
-
-    def look(self, vm: SimVm) -> Vm:
-        """Return the instance as the provider shows it now."""
-        age = self.clock.monotonic() - vm.made
-        dead = vm.dies is not None and self.clock.monotonic() >= vm.dies
-        booted = vm.boot_s is not None and age >= vm.boot_s
-        return Vm(
-            id=vm.id,
-            token=vm.token,
-            state=VmState.FAILED if dead else VmState.RUNNING if booted else VmState.PENDING,
-            address=vm.address if age >= self.settings.address_s else None,
-            reason=vm.reason if dead else "",
-        )
-
-    async def _boot(self, vm: SimVm, boot_s: float) -> None:
-        await self.clock.sleep(boot_s)
-        if self.on_boot is not None and vm.id in self.vms and self.look(vm).state is VmState.RUNNING:
-            await self.on_boot(vm)
-
-    async def _ended(self, vm: SimVm) -> None:
-        if self.on_end is not None:
-            await self.on_end(vm)
+    def find(self, thing: str) -> Thing | None:
+        made, found = self._things.get(thing, (0.0, None))
+        return found if self._clock.monotonic() - made < self._lag_s else None
 
 
 class SimCloud:
     """A driver: what one deployment sees of an account."""
 
-    def __init__(self, account: Account, deployment: str) -> None:
-        self._account, self._deployment = account, deployment
+    def __init__(self, account: Account, deployment: str, deadline_s: float) -> None:
+        self._account, self._deployment, self._deadline_s = account, deployment, deadline_s
+        self._young_vms = _Young[Vm](account.clock, account.settings.lag_s)
+        self._young_volumes = _Young[Volume](account.clock, account.settings.lag_s)
+
+    # -- instances --------------------------------------------------------------------------------------------------
 
     async def create(self, request: VmRequest) -> Vm:
         """Make an instance."""
-        lost = await self._begin("create")
-        vm = self._account.look(self._account.make(request, self._deployment))
-        await self._end(lost)
-        return vm
+        async with self._call("create"):
+            vm = self._account.look(self._account.make(request, self._deployment))
+        return self._young_vms.add(vm)
 
     async def describe(self, vm: str) -> Vm:
         """Return an instance; one of another deployment is none."""
-        lost = await self._begin("describe")
-        found = self._account.vms.get(vm)
-        await self._end(lost)
-        if found is None or found.deployment != self._deployment:
-            return Vm(id=vm, token="", state=VmState.GONE)
-        return self._account.look(found)
+        async with self._call("describe"):
+            found = self._account.find(vm, self._deployment, "describe")
+            seen = None if found is None else self._account.look(found)
+        if seen is None:
+            return self._young_vms.find(vm) or Vm(id=vm, token="", state=VmState.GONE)
+        self._young_vms.forget(vm)
+        return seen
 
     async def list(self) -> list[Vm]:
         """Return the deployment's instances that are old enough to be listed."""
-        lost = await self._begin("list")
-        oldest = self._account.clock.monotonic() - self._account.settings.list_s
-        mine = [vm for vm in self._account.vms.values() if vm.deployment == self._deployment and vm.made <= oldest]
-        await self._end(lost)
-        return [self._account.look(vm) for vm in mine]
+        async with self._call("list"):
+            return [self._account.look(vm) for vm in self._account.all(self._deployment)]
 
     async def delete(self, vm: str) -> None:
         """End an instance."""
-        lost = await self._begin("delete")
-        await self._account.end(vm, self._deployment)
-        await self._end(lost)
+        async with self._call("delete"):
+            self._young_vms.forget(vm)
+            await self._account.end(vm, self._deployment)
 
     async def close(self) -> None:
         """Nothing is held."""
 
-    async def _begin(self, verb: Verb) -> ConpaasError | None:
-        """Spend the first half of the call's time, fail if told to; return the error that its answer is lost by."""
-        self._account.calls.append(verb)
-        queue = self._account.outcomes[verb]
-        outcome = queue.popleft() if queue else None
-        await self._spend()
+    async def console(self, vm: str) -> str:
+        """Return the end of what the instance has printed."""
+        async with self._call("console"):
+            found = self._account.find(vm, self._deployment, "console")
+        return "" if found is None else found.printed.encode()[-CONSOLE_BYTES:].decode(errors="ignore")
+
+    # -- volumes ----------------------------------------------------------------------------------------------------
+
+    async def create_volume(self, request: VolumeRequest) -> Volume:
+        """Make a volume."""
+        async with self._call("create_volume"):
+            volume = self._account.look_volume(self._account.make_volume(request, self._deployment))
+        return self._young_volumes.add(volume)
+
+    async def describe_volume(self, volume: str) -> Volume:
+        """Return a volume; one of another deployment is none."""
+        async with self._call("describe_volume"):
+            found = self._account.find_volume(volume, self._deployment, "describe_volume")
+            seen = None if found is None else self._account.look_volume(found)
+        if seen is None:
+            return self._young_volumes.find(volume) or Volume(id=volume, token="", state=VolumeState.GONE)
+        self._young_volumes.forget(volume)
+        return seen
+
+    async def list_volumes(self) -> Sequence[Volume]:
+        """Return the deployment's volumes."""
+        async with self._call("list_volumes"):
+            return [self._account.look_volume(volume) for volume in self._account.all_volumes(self._deployment)]
+
+    async def attach(self, volume: str, vm: str) -> Volume:
+        """Attach a volume to an instance in its zone."""
+        async with self._call("attach"):
+            return self._account.look_volume(self._account.attach(volume, vm, self._deployment))
+
+    async def detach(self, volume: str) -> Volume:
+        """Detach a volume."""
+        async with self._call("detach"):
+            found = self._account.detach(volume, self._deployment)
+            seen = None if found is None else self._account.look_volume(found)
+        return seen or Volume(id=volume, token="", state=VolumeState.GONE)
+
+    async def delete_volume(self, volume: str) -> None:
+        """Delete a volume."""
+        async with self._call("delete_volume"):
+            self._account.end_volume(volume, self._deployment)
+            self._young_volumes.forget(volume)
+
+    # -- the account ------------------------------------------------------------------------------------------------
+
+    async def sizes(self) -> Sequence[Size]:
+        """Return the sizes that the provider rents out."""
+        async with self._call("sizes"):
+            return self._account.sizes
+
+    async def zones(self) -> Sequence[str]:
+        """Return the provider's zones."""
+        async with self._call("zones"):
+            return self._account.zones
+
+    async def quota(self) -> Sequence[Room]:
+        """Return how much of the account is in use, by whomever."""
+        async with self._call("quota"):
+            return self._account.rooms()
+
+    async def examine(self) -> Sequence[Finding]:
+        """Look at endpoint, credentials and image, in this order."""
+        findings = [Finding(name=name, ok=True) for name in ("the endpoint", "the credentials", "the image")]
+        try:
+            async with self._call("examine"):
+                return findings
+        except ConpaasError as exc:
+            wrong = 1 if isinstance(exc, CloudCredentialsError) else 2 if isinstance(exc, UnknownImageError) else 0
+            return [*findings[:wrong], replace(findings[wrong], ok=False, detail=exc.message, hint=exc.hint)]
+
+    # -- calls ------------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _call(self, verb: Verb) -> AsyncIterator[None]:
+        """Spend a call's time around what it does at the provider, and meet the outcome that the account has for it."""
+        outcome, half_s = self._account.begin(verb), self._account.settings.call_s / 2
+        left_s = await self._pass(inf if isinstance(outcome, Hang) else half_s, self._deadline_s)
         if isinstance(outcome, ConpaasError):
             raise outcome
-        return None if outcome is None else outcome.error
+        yield
+        await self._pass(half_s + outcome.seconds if isinstance(outcome, Late) else half_s, left_s)
+        if isinstance(outcome, Lost):
+            raise outcome.error
 
-    async def _end(self, lost: ConpaasError | None) -> None:
-        await self._spend()
-        if lost is not None:
-            raise lost
-
-    async def _spend(self) -> None:
-        if self._account.settings.call_s:
-            await self._account.clock.sleep(self._account.settings.call_s / 2)
+    async def _pass(self, seconds: float, left_s: float) -> float:
+        """Let time pass, but not more than is left; return what is left then."""
+        if seconds:
+            await self._account.clock.sleep(min(seconds, left_s))
+        if seconds > left_s:
+            raise DeadlineError(f"the simulated cloud did not answer within {self._deadline_s:g} s")
+        return left_s - seconds
 
 
 _accounts: dict[Path, Account] = {}
@@ -241,8 +224,15 @@ def account(context: CloudContext, settings: SimSettings | None = None) -> Accou
     return _accounts[context.directory]
 
 
-def _driver(settings: SimSettings, context: CloudContext) -> Cloud:
-    return SimCloud(account(context, settings), context.deployment)
+def driver(settings: SimSettings, context: CloudContext) -> Cloud:
+    """Make the driver of a deployment on the account of its context's directory."""
+    return SimCloud(account(context, settings), context.deployment, context.deadline_s)
 
 
-CLOUD = CloudType(name="sim", title="Simulated cloud", settings=SimSettings, driver=_driver)
+CLOUD = CloudType(
+    name="sim",
+    title="Simulated cloud",
+    settings=SimSettings,
+    driver="conpaas.cloud.sim:driver",
+    description="In memory, for tests: nothing runs anywhere.",
+)

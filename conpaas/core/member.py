@@ -5,6 +5,7 @@ its peers by name (`core.identity`). Its folder holds `context.json`, `ca.crt`, 
 replaced together once the new pair has proved good) and, while a certificate is asked for, `next.*`.
 """
 
+import asyncio
 import contextlib
 import ssl
 import sys
@@ -42,6 +43,8 @@ class Member:
         self.server_tls: ssl.SSLContext
         self.client_tls: ssl.SSLContext
         self.director: Client
+        self.enrolled = asyncio.Event()
+        """Set when there is a certificate, of now or of before."""
         self._renew_at = clock.now()
 
     async def open(self, stack: AsyncExitStack) -> None:
@@ -50,6 +53,7 @@ class Member:
         files.write_atomically(ca, self.context.ca)
         if not self._pair.exists():
             await self._enrol(ca)
+        self.enrolled.set()
         self.server_tls = server_context(self._pair, self._pair, ca, require_client=True)
         self.client_tls = client_context(self._pair, self._pair, ca)
         self.director = self.client(self.context.director, Identity.director(self.context.deployment))

@@ -7,7 +7,8 @@ successors serve alone (`SETTLED`). Moving to another cloud, or to larger machin
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -38,7 +39,7 @@ class Plan:
     phase: Phase = Phase.SETTLED
 
     @property
-    def kept(self) -> Set[str]:
+    def kept(self) -> AbstractSet[str]:
         """Ids of the nodes that stay for now."""
         return self.waiting | (self.assignment.roles.keys() - {MANAGER})
 

@@ -15,6 +15,8 @@ T = TypeVar("T")
 def _discover(package: str, constant: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for info in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+        if info.name.removeprefix(f"{package}.").startswith("_"):
+            continue  # a part of a plug-in, perhaps a heavy one
         value = getattr(importlib.import_module(info.name), constant, None)
         if value is not None:
             found[value.name] = value
@@ -27,8 +29,8 @@ def _discover(package: str, constant: str) -> dict[str, Any]:
 def discover(package: str, constant: str, kind: type[T]) -> dict[str, T]:
     """Return by name every plug-in of `package`, its own modules' and those of outside entry points.
 
-    Each module of the package that has `constant` is one; an outside distribution registers the same object under an
-    entry point group of the package's name.
+    Each public module of the package that has `constant` is one; an outside distribution registers the same object
+    under an entry point group of the package's name.
     """
     found = _discover(package, constant)
     for name, value in found.items():

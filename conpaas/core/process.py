@@ -55,6 +55,8 @@ class Process(ABC):
         self.stop = asyncio.Event()
         self.ports: list[int] = []
         """The ports listened on, in the order of the sites; settled when `ready` is set."""
+        self.successor: list[str] | None = None
+        """What this process is to become once it has stopped, by `exec`: an argument list. None: it just ends."""
 
     @abstractmethod
     async def open(self, stack: AsyncExitStack) -> Sequence[Site]:

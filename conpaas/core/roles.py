@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,9 +57,16 @@ class Roles:
     """What a node does. `agents` says by role where its RoleAgent is found; `directory` outlives the daemon."""
 
     def __init__(
-        self, directory: Path, *, instance: str, address: str, agents: Mapping[str, str], clock: Clock
+        self,
+        directory: Path,
+        *,
+        instance: str,
+        address: str,
+        agents: Mapping[str, str],
+        clock: Clock,
+        volume_of: Callable[[str], Path | None] = lambda _: None,
     ) -> None:
-        self.directory = directory
+        self.directory, self._volume_of = directory, volume_of
         self.logs = directory / "logs"
         self._instance, self._address, self._agents, self._clock = instance, address, agents, clock
         self._held: dict[str, _Held] = {}
@@ -148,6 +155,11 @@ class Roles:
             finally:
                 held.busy = ""
 
+    @property
+    def busy(self) -> bool:
+        """Whether a role is being applied or ended."""
+        return any(held.busy for held in self._held.values())
+
     async def stop(self, role: str, drain_s: float) -> None:
         """End a role: drain, stop its engines, forget it. A role that is not held is fine."""
         async with self._lock(role):
@@ -206,13 +218,15 @@ class Roles:
         if held is not None:
             return held
         folder, logs = self.directory / "roles" / role, self.logs / role
-        for path in (folder, logs):
+        data = self._volume_of(role) or folder / "data"
+        for path in (folder, logs, data):
             path.mkdir(parents=True, exist_ok=True)
         supervisor = Supervisor(folder / "engines", logs)
         host = Host(
             instance=self._instance,
             address=self._address,
             directory=folder,
+            data=data,
             logs=logs,
             engines=supervisor,
             unpacked=self.unpacked,

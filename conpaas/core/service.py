@@ -36,6 +36,8 @@ class Role:
     """Ports that must be reachable from outside the service."""
     inner_ports: tuple[int, ...] = ()
     """Ports on which the service's other instances reach it."""
+    volume: int = 0
+    """How large the disk is, in bytes, that keeps the role's data when its instance is replaced; 0: it keeps none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,6 +268,8 @@ class Host:
     address: str
     directory: Path
     """The role's own folder; it survives restarts of the agent."""
+    data: Path
+    """Where the role keeps what must outlive its instance, if it has a volume; else a folder in its own one."""
     logs: Path
     """Files `*.log` and `*.out` in it are the role's logs, by name."""
     engines: Engines

@@ -10,7 +10,7 @@ from conpaas.core.tasks import Background
 from conpaas.director import views
 from conpaas.director.accounts import Accounts
 from conpaas.director.cloud_accounts import CloudAccounts, size_views
-from conpaas.director.clouds import Clouds
+from conpaas.director.clouds import Account, Clouds
 from conpaas.director.db.database import Database
 from conpaas.director.db.models import Instance
 from conpaas.director.gate import Call, Served
@@ -49,7 +49,7 @@ class CloudsApi:
                     title=account.title,
                     driver=account.plan.driver,
                     enabled=account.cloud is not None and account.plan.options.enabled,
-                    reason=account.reason or ("" if account.plan.options.enabled else "it takes no new instances"),
+                    reason=_why(account),
                     instances=counts.get(account.name, 0),
                     limit=account.plan.options.user_instances,
                     default=account.name == self._clouds.default,
@@ -88,3 +88,10 @@ class CloudsApi:
     async def try_out(self, _: Call, form: public.CloudForm) -> public.Examination:
         """Try an account that is not kept."""
         return await self._kept.try_out(form)
+
+
+def _why(account: Account) -> str:
+    """Say why an account cannot be used, or else what its trouble is just now."""
+    if account.reason:
+        return account.reason
+    return account.trouble if account.plan.options.enabled else "it takes no new instances"

@@ -17,6 +17,7 @@ from pydantic import SecretStr
 
 from conpaas import __version__
 from conpaas.core import rpc, tasks
+from conpaas.core.bundle import Bundler
 from conpaas.core.clock import SYSTEM_CLOCK, Clock
 from conpaas.core.errors import BadInputError, ConflictError
 from conpaas.core.messages.internal import Context
@@ -44,6 +45,7 @@ from conpaas.director.reports import Reports
 from conpaas.director.services import Services
 from conpaas.director.settings import DirectorSettings
 from conpaas.director.vault import Vault
+from conpaas.director.volumes import Volumes
 
 log = structlog.get_logger()
 
@@ -107,6 +109,7 @@ class Director(Process):
         self.code = CodeStore(db, settings.data_dir, settings, clock)
         self.enrolment = Enrolment(db, self.trust, self.vault, clock)
         self.ledger = Ledger(db, self.clouds, settings, clock, self._context)
+        self.volumes = Volumes(db, self.clouds, clock)
         self.endings = Endings(db, self.ledger, self.managers, self.code, settings, clock)
         self.services = Services(
             db,
@@ -144,6 +147,9 @@ class Director(Process):
             vault=self.vault,
             background=background,
             clock=clock,
+            clouds=self.clouds,
+            bundler=Bundler(settings.data_dir / "bundles"),
+            volumes=self.volumes,
         )
 
     def _sites(self) -> Sequence[Site]:
@@ -232,6 +238,7 @@ class Director(Process):
         return {
             "live": self.bus.run,
             "watch": lambda: tasks.every(settings.watch_period_s, reconciler.watch, clock=clock),
+            "volumes": lambda: tasks.every(settings.reconcile_period_s, self.volumes.reconcile, clock=clock),
             "reconcile": lambda: tasks.every(settings.reconcile_period_s, reconciler.reconcile, clock=clock),
             "charge": lambda: tasks.every(settings.charge_period_s, reconciler.charge, clock=clock),
             "sizes": lambda: tasks.every(SIZES_S, self.clouds.learn_sizes, clock=clock),

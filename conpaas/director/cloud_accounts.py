@@ -137,8 +137,7 @@ class CloudAccounts:
         return account
 
     def _checked(self, form: public.CloudForm, before: Mapping[str, Any]) -> Plan:
-        kept = {key: before[key] for key, value in form.settings.items() if value == HIDDEN and key in before}
-        plan = Plan(form.name, form.driver, {**form.settings, **kept}, form.options)
+        plan = Plan(form.name, form.driver, _restored(form.settings, before), form.options)
         plan = Plan(form.name, form.driver, {**self._secrets(plan, before), **plan.settings}, form.options)
         self._clouds.checked(plan)
         return plan
@@ -187,6 +186,32 @@ class CloudAccounts:
         finally:
             if account.cloud is not None:
                 await account.cloud.close()
+
+
+def _restored(shown: Any, before: Any) -> Any:
+    """Return settings with the secrets of `before` in the place of asterisks; BadInputError where there is none."""
+    if shown == HIDDEN:
+        if before is None:
+            raise BadInputError("a secret is given as asterisks, and none is kept here", hint="write the secret again")
+        return before
+    if isinstance(shown, Mapping):
+        by_key = before if isinstance(before, Mapping) else {}
+        return {key: _restored(value, by_key.get(key)) for key, value in shown.items()}
+    if isinstance(shown, list):
+        items = before if isinstance(before, list) else []
+        return [_restored(item, _same(item, items, number, len(shown))) for number, item in enumerate(shown)]
+    return shown
+
+
+def _same(item: Any, before: Sequence[Any], number: int, count: int) -> Any:
+    """Return what an item of a list was before: the one that looks the same, else the one in its place."""
+    if isinstance(item, Mapping):
+        for one in before:
+            if isinstance(one, Mapping) and all(
+                one.get(key) == value for key, value in item.items() if value != HIDDEN
+            ):
+                return one
+    return before[number] if len(before) == count else None
 
 
 def size_views(account: Account) -> tuple[public.SizeView, ...]:

@@ -38,7 +38,7 @@ THROTTLED_S = 1.0
 """How long to leave a provider alone that says "too much" and not for how long."""
 TROUBLE_S = 60.0
 """How long a cloud that did not answer is avoided where there is another one."""
-_PATIENCE = 3
+_PATIENCE = 5
 """A driver's call may be so many calls to its provider, each with the deadline."""
 ANY_SIZE = "*"
 

@@ -7,7 +7,9 @@ from aiohttp import web
 from pydantic import SecretStr
 from sqlalchemy import select
 
+from conpaas import __version__
 from conpaas.core import rpc
+from conpaas.core.bundle import Bundler
 from conpaas.core.clock import Clock
 from conpaas.core.errors import ForbiddenError, NotFoundError
 from conpaas.core.identity import peer_identity
@@ -18,14 +20,16 @@ from conpaas.core.states import NodeState
 from conpaas.core.tasks import Background
 from conpaas.core.trust import Caller, Target, authorize, caller_of
 from conpaas.director import lifecycle, views
+from conpaas.director.clouds import Clouds
 from conpaas.director.code import CodeStore
 from conpaas.director.db.database import Database
 from conpaas.director.db.models import CodeVersion, Instance, Service, StateChangeRow, User
 from conpaas.director.enrolment import Enrolment, check_wanted
-from conpaas.director.ledger import Ledger
+from conpaas.director.ledger import Ledger, instance_of
 from conpaas.director.reports import Reports
 from conpaas.director.services import Services, living
 from conpaas.director.vault import Vault
+from conpaas.director.volumes import Volumes
 
 Call: TypeAlias = rpc.Call[Caller]
 
@@ -46,10 +50,14 @@ class Internal:
         vault: Vault,
         background: Background,
         clock: Clock,
+        clouds: Clouds,
+        bundler: Bundler,
+        volumes: Volumes,
     ) -> None:
         self._db, self._deployment, self._clock = db, deployment, clock
         self._enrolment, self._ledger, self._services, self._reports = enrolment, ledger, services, reports
         self._code, self._vault, self._background = code, vault, background
+        self._clouds, self._bundler, self._volumes = clouds, bundler, volumes
 
     def routes(self) -> Sequence[web.RouteDef]:
         """Return the routes of this port."""
@@ -63,6 +71,9 @@ class Internal:
             (internal.DELETE_INSTANCE, self.delete_instance),
             (internal.DESCRIBE_INSTANCE, self.describe_instance),
             (internal.REPORT, self.report),
+            (internal.ENSURE_VOLUME, self.ensure_volume),
+            (internal.READ_RELEASE, self.read_release),
+            (internal.DOWNLOAD_BUNDLE, self.download_bundle),
             (internal.READ_STATES, self.read_states),
             (internal.DOWNLOAD_BLOB, self.download_blob),
             (internal.UPLOAD_CODE_FOR, self.upload_code),
@@ -129,6 +140,7 @@ class Internal:
             ),
             code=tuple(views.code_view(version, wanted) for version in versions),
             seed=SecretStr(self._vault.unseal(service.seed)),
+            cloud=wanted.cloud,
             address="" if manager is None else manager.address,
         )
 
@@ -171,6 +183,28 @@ class Internal:
     async def report(self, call: Call, body: internal.Report) -> internal.ReportAck:
         """Take a manager's report."""
         return await self._background.finish(self._reports.take(call.params["id"], body))
+
+    async def ensure_volume(self, call: Call) -> internal.VolumeView:
+        """Bring the disk of a role's data to a node."""
+        service, instance = call.params["id"], call.params["instance"]
+        await self._services.node(service, instance)
+        return await self._background.finish(self._volumes.ensure(service, instance, call.params["role"]))
+
+    async def read_release(self, call: Call) -> internal.Release:
+        """Say which version the caller is to run, and from what."""
+        async with self._db.read() as session:
+            instance = await instance_of(session, call.caller.instance or "")
+        kind = self._clouds.account(instance.cloud).kind
+        shared = kind is not None and kind.shares_code
+        bundle = "" if shared else (await self._bundler.get()).sha256
+        return internal.Release(version=__version__, bundle=bundle)
+
+    async def download_bundle(self, call: Call) -> web.StreamResponse:
+        """Send the archive of this version."""
+        bundle = await self._bundler.get()
+        if call.params["sha256"] != bundle.sha256:
+            raise NotFoundError("there is no such bundle", value=call.params["sha256"])
+        return web.FileResponse(bundle.path, headers={"Content-Type": "application/octet-stream"})
 
     async def read_states(self, call: Call) -> internal.StateHistory:
         """Tell the state history."""

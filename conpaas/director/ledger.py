@@ -12,7 +12,7 @@ from functools import partial
 from typing import TypeVar
 
 import structlog
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from conpaas.core import ids, tasks
@@ -33,7 +33,7 @@ from conpaas.core.states import NodeState
 from conpaas.director import catalogue, money
 from conpaas.director.clouds import Account, Clouds
 from conpaas.director.db.database import Database
-from conpaas.director.db.models import Instance, Service, User
+from conpaas.director.db.models import Instance, Service, User, VolumeRow
 from conpaas.director.events import record
 from conpaas.director.settings import DirectorSettings
 
@@ -99,6 +99,7 @@ class Ledger:
         rows = list(await session.scalars(query))
         user = await user_of(session, service.user_id)
         places = await self._places(session, service, wish)
+        zones = await _zones_to_take_over(session, service, wish)
         short: ConpaasError | None = None
         for index in range(len(rows), wish.count):
             place = next((place for place in places if place.room > 0), None)
@@ -110,6 +111,7 @@ class Ledger:
                 break
             place.room -= 1
             row = self._new(service, wish, index, place.cloud)
+            row.zone = zones[index % len(zones)] if zones and place.cloud == wish.cloud else ""
             session.add(row)
             await session.flush()
             money.charge_first(session, user, row)
@@ -230,7 +232,7 @@ class Ledger:
             service = await service_of(session, instance.service_id)
             message = f"{instance.id} goes to '{cloud}': {reason}"
             record(session, "cloud-refused", at=now, actor="director", service=service, message=message)
-            instance.cloud = cloud
+            instance.cloud, instance.zone = cloud, ""
             instance.size = Wanted.model_validate(service.wanted).sizes.get(cloud, "")
         log.warning("cloud-refused", instance=instance_id, next=cloud, reason=reason)
         return instance
@@ -397,8 +399,9 @@ class Ledger:
         async with self._db.read() as session:
             query = select(Instance).where(Instance.cloud == name, Instance.state != N.GONE)
             rows = {row.id: row for row in await session.scalars(query)}
-        found = {vm.token: vm for vm in vms}
-        strange = [vm for vm in vms if vm.token not in rows and vm.token not in self._launching]
+        ours = [vm for vm in vms if _is(rows.get(vm.token), vm)]
+        found = {vm.token: vm for vm in ours}
+        strange = [vm for vm in vms if vm not in ours and vm.token not in self._launching]
         async with asyncio.TaskGroup() as group:
             for vm in strange:
                 group.create_task(self._end_orphan(account, cloud, vm, before), name=f"orphan {vm.id}")
@@ -436,9 +439,9 @@ class Ledger:
         key = (account.name, vm.id)
         async with self._db.write() as session:
             row = await session.scalar(select(Instance).where(Instance.id == vm.token))
-            if row is not None and row.cloud == account.name and row.state is not N.GONE:
+            if row is not None and row.cloud == account.name and row.state is not N.GONE and _is(row, vm):
                 return
-            why = "is not in the ledger" if row is None else "was given back"
+            why = "is not in the ledger" if row is None else "was given back, or is another one's twin"
             what = "orphan-deleted" if key in self._orphans else "orphan-found"
             message = f"{vm.id} ({vm.token}) on '{account.name}' {why}"
             record(session, what, at=self._clock.now(), actor="director", message=message)
@@ -459,6 +462,37 @@ class _Place:
     silent: bool
     refusal: ConpaasError
     """Why there is no more room."""
+
+
+def _is(row: Instance | None, vm: Vm) -> bool:
+    """Tell whether an instance at a cloud is the one of a row; a second one with its token is not."""
+    return row is not None and row.cloud_id in {"", vm.id}
+
+
+async def _zones_to_take_over(session: AsyncSession, service: Service, wish: Wish) -> list[str]:
+    """Return where new nodes must be made to take over the volumes that wait for one on their cloud, in turn."""
+    if wish.kind != "agent":
+        return []
+    free = select(VolumeRow.zone).where(spare_volumes(service.id, wish.cloud), VolumeRow.zone != "")
+    zones = list(await session.scalars(free.order_by(VolumeRow.seq)))
+    idle = select(Instance).where(
+        Instance.service_id == service.id,
+        Instance.kind == "agent",
+        Instance.cloud == wish.cloud,
+        Instance.ended.is_(None),
+        Instance.request_key != wish.key,
+    )
+    for node in await session.scalars(idle) if zones else ():
+        if not node.roles and node.zone in zones:
+            zones.remove(node.zone)  # it will take that one
+    return zones
+
+
+def spare_volumes(service: str, cloud: str) -> ColumnElement[bool]:
+    """Select the volumes of a service on a cloud that no living node has."""
+    held = select(Instance.id).where(Instance.id == VolumeRow.instance_id, Instance.ended.is_(None)).exists()
+    living = (VolumeRow.service_id == service) & VolumeRow.deleted.is_(None)
+    return living & (VolumeRow.cloud == cloud) & ~held
 
 
 def enter(instance: Instance, state: NodeState, now: datetime, reason: str = "") -> None:

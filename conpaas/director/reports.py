@@ -5,6 +5,7 @@ from datetime import datetime
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from conpaas import __version__
 from conpaas.core.clock import Clock
 from conpaas.core.messages.internal import NodeReport, Report, ReportAck
 from conpaas.core.messages.model import Wanted
@@ -52,7 +53,7 @@ class Reports:
         last = self._last.get(service_id)
         if not report.points and last is not None and last == (bare, self._db.stamp(*_TABLES)):
             async with self._db.read() as session:
-                return ReportAck(generation=(await living(session, service_id)).generation)
+                return ReportAck(generation=(await living(session, service_id)).generation, version=__version__)
         async with self._db.write() as session:
             service = await living(session, service_id)
             await self._write(session, service, report)
@@ -65,7 +66,7 @@ class Reports:
             self._bus.metrics(service.user_id, service_id, report.points)
         if service.ending:
             self._background.start(f"settle {service_id}", self._endings.settle(service_id))
-        return ReportAck(generation=service.generation)
+        return ReportAck(generation=service.generation, version=__version__)
 
     async def _write(self, session: AsyncSession, service: Service, report: Report) -> None:
         now = self._clock.now()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import structlog
 
+from conpaas import __version__
 from conpaas.core import engines, plugins, tasks
 from conpaas.core.clock import SYSTEM_CLOCK, Clock
 from conpaas.core.errors import ConpaasError, EngineMissingError, PeerError
@@ -19,6 +20,7 @@ from conpaas.core.member import Member
 from conpaas.core.messages.internal import REPORT, Context, Report, ReportAck
 from conpaas.core.messages.model import MetricPoint
 from conpaas.core.process import Process, Site
+from conpaas.core.release import Follower, newer
 from conpaas.core.roles import Roles
 from conpaas.core.service import PACKAGE, Planner, ServiceType
 from conpaas.core.states import NodeState, ServiceState
@@ -57,13 +59,14 @@ class Manager(Process):
             clock=clock,
         )
         self.nodes = Nodes(self.member, timings=self.timings, clock=clock, changed=self._changed)
-        self.rollout = Rollout(self.member, self.nodes, self.roles, self.planner, timings=self.timings, boot=self._boot)
+        self.rollout = Rollout(self.member, self.nodes, self.roles, self.kind, timings=self.timings, boot=self._boot)
         self.points: deque[MetricPoint] = deque(maxlen=POINTS_KEPT)
         self._unsent: list[MetricPoint] = []
         self._booting = tasks.Background()
         self._wake = asyncio.Event()
         self._report_now = asyncio.Event()
         self._failures = 0
+        self.follower = Follower(self.member, directory, self.stop, lambda: self.rollout.under_way)
         self._usage = Usage(directory)
 
     async def open(self, stack: AsyncExitStack) -> Sequence[Site]:
@@ -78,6 +81,7 @@ class Manager(Process):
     async def serving(self) -> None:
         """Find the engines again that an earlier run of this manager left on its instance."""
         await self.roles.restore()
+        self.follower.settle()
 
     def loops(self) -> Mapping[str, tasks.Loop]:
         """Converge, watch, measure, report, renew."""
@@ -211,6 +215,12 @@ class Manager(Process):
         self._unsent = self._unsent[len(points) :]
         if ack.generation > progress.generation:
             self._wake.set()
+        if newer(ack.version, __version__):
+            self._booting.start("follow", self._follow())
+
+    async def _follow(self) -> None:
+        await self.follower.follow()
+        self.successor = self.follower.successor
 
     def _facts(self) -> dict[str, str]:
         situation = self.rollout.situation

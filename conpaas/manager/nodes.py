@@ -10,13 +10,16 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from conpaas import __version__
+from conpaas.core import tasks
 from conpaas.core.clock import Clock
-from conpaas.core.errors import BlobMissingError, ConpaasError, DeadlineError, PeerError
+from conpaas.core.errors import BlobMissingError, CloudBusyError, ConpaasError, DeadlineError, PeerError
 from conpaas.core.identity import Identity
 from conpaas.core.member import Member
 from conpaas.core.messages import agent as commands
-from conpaas.core.messages.internal import DESCRIBE_INSTANCE, DOWNLOAD_BLOB, NodeReport
+from conpaas.core.messages.internal import DESCRIBE_INSTANCE, DOWNLOAD_BLOB, ENSURE_VOLUME, NodeReport, VolumeView
 from conpaas.core.messages.model import NodeView
+from conpaas.core.release import newer
 from conpaas.core.rpc import Client
 from conpaas.core.service import Node
 from conpaas.core.states import NodeState
@@ -41,9 +44,16 @@ class Handle:
     silent_since: float | None = None
     degraded_since: float | None = None
     prepared: bool = False
+    behind: bool = False
+    """It runs an older version than we."""
     notice: str = ""
     """What its owner should know of it although it serves."""
     roles: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def volumes(self) -> tuple[str, ...]:
+        """The roles whose volume it has."""
+        return () if self.status is None else self.status.volumes
 
     @property
     def usable(self) -> bool:
@@ -169,9 +179,11 @@ class Nodes:
         self._heard(handle, status)
 
     def _heard(self, handle: Handle, status: commands.AgentStatus) -> None:
+        lacks_volume = bool(set(handle.volumes) - set(status.volumes))
         handle.status = status
+        handle.behind = newer(__version__, status.version)
         handle.roles = frozenset(status.roles)
-        if handle.silent_since is not None:
+        if handle.silent_since is not None or lacks_volume:
             handle.silent_since = None
             self._changed(True)  # noqa: FBT003  (a callback takes no keywords)
 
@@ -192,6 +204,8 @@ class Nodes:
         except ConpaasError as exc:
             self.move(handle, NodeState.DEGRADED, exc.message)
             return
+        if handle.behind:
+            await self._bring_up(handle)
         if handle.state in {NodeState.SERVING, NodeState.DEGRADED}:
             ill = (
                 [f"{name}: {role.detail}" for name, role in handle.status.roles.items() if not role.healthy]
@@ -199,6 +213,13 @@ class Nodes:
                 else []
             )
             self.move(handle, NodeState.DEGRADED if ill else NodeState.SERVING, "; ".join(ill))
+
+    async def _bring_up(self, handle: Handle) -> None:
+        """Have a node follow us to our version; it may be busy, or have tried in vain, and serves all the same."""
+        try:
+            await (await self.client(handle)).call(commands.FOLLOW)
+        except ConpaasError as exc:
+            log.warning("node-does-not-follow", node=handle.view.id, error=exc.message)
 
     async def _silent(self, handle: Handle, error: PeerError) -> None:
         now = self._clock.monotonic()
@@ -245,6 +266,28 @@ class Nodes:
         async with self._member.director.stream(DOWNLOAD_BLOB, id=self._context.service, sha256=sha256) as response:
             async for chunk in response.content.iter_chunked(1 << 18):
                 yield chunk
+
+    async def give_volume(self, handle: Handle, role: str) -> None:
+        """Have the director bring a role's disk to a node, and the node use it; DeadlineError if it does not come."""
+        view = await tasks.wait_for(
+            lambda: self._brought(handle, role),
+            timeout_s=self._timings.apply_timeout_s,
+            what=f"the volume of '{role}' comes to {handle.view.id}",
+            clock=self._clock,
+            period_s=0.5,
+        )
+        if view.devices:
+            client = await self.client(handle)
+            body = commands.Mount(volume=view.id, devices=view.devices)
+            self._heard(handle, await client.call(commands.MOUNT, body, role=role))
+
+    async def _brought(self, handle: Handle, role: str) -> VolumeView | None:
+        service, node = self._context.service, handle.view.id
+        try:
+            view: VolumeView = await self._member.director.call(ENSURE_VOLUME, id=service, instance=node, role=role)
+        except CloudBusyError:
+            return None
+        return view if view.ready else None
 
     async def stop_role(self, handle: Handle, role: str, drain_s: float) -> None:
         """Drain and stop a role of a node."""

@@ -8,13 +8,14 @@ import asyncio
 import hashlib
 import hmac
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
-from conpaas.core import placement
+from conpaas.core import placement, plugins
 from conpaas.core.errors import BlobMissingError, ConpaasError, PeerError
 from conpaas.core.member import Member
 from conpaas.core.messages.internal import (
@@ -28,7 +29,7 @@ from conpaas.core.messages.internal import (
 from conpaas.core.messages.model import CodeVersionView, ServiceRecord
 from conpaas.core.placement import Phase, Plan
 from conpaas.core.roles import Roles
-from conpaas.core.service import MANAGER, Assignment, Node, Planner, Situation, Stage, Step
+from conpaas.core.service import MANAGER, Assignment, Node, Planner, ServiceType, Situation, Stage, Step
 from conpaas.core.states import NodeState, ServiceState
 from conpaas.core.timings import Timings
 from conpaas.manager.nodes import ENDED, Handle, Nodes
@@ -67,12 +68,13 @@ class Rollout:
         member: Member,
         nodes: Nodes,
         own_roles: Roles,
-        planner: Planner,
+        kind: ServiceType,
         *,
         timings: Timings,
         boot: Callable[[Handle], None],
     ) -> None:
-        self._member, self._nodes, self._own, self._planner = member, nodes, own_roles, planner
+        self._member, self._nodes, self._own, self._kind = member, nodes, own_roles, kind
+        self._planner: Planner = plugins.load(kind.planner)()
         self._timings, self._boot = timings, boot
         self._service = member.context.service
         self._requests = 0
@@ -83,6 +85,8 @@ class Rollout:
         self.reached = -1
         """The generation that was last reached in full."""
         self.situation: Situation | None = None
+        self.under_way = False
+        """A round is."""
         self.refused = False
         """The last round asked for nodes, and got fewer: they are asked for again, with back-off."""
 
@@ -95,6 +99,13 @@ class Rollout:
 
     async def round(self) -> bool:
         """Go as far as is possible now; return whether all is as wanted."""
+        self.under_way = True
+        try:
+            return await self._round()
+        finally:
+            self.under_way = False
+
+    async def _round(self) -> bool:
         self.refused = False
         record = await self.read()
         await self._delete_ended()
@@ -201,6 +212,7 @@ class Rollout:
             if handle.usable:
                 self._nodes.move(handle, NodeState.DRAINING, "no longer needed")
         await asyncio.gather(*(self._prepare(handle, record) for handle in staying))
+        await self._on_all({handle.view.id: self._give_volumes(handle, assignment) for handle in staying})
         for stage in self._planner.stages(self.situation):
             await self._run(stage, {handle.view.id for handle in leaving})
         for handle in staying:
@@ -245,15 +257,24 @@ class Rollout:
             handle.notice = exc.message
             log.warning("start-script-failed", node=handle.view.id, error=exc.message)
 
+    async def _give_volumes(self, handle: Handle, assignment: Assignment) -> None:
+        """Bring to a node the disks that its roles keep their data on."""
+        roles = assignment.roles.get(handle.view.id, frozenset())
+        for role in self._kind.roles:
+            if role.name in roles and role.volume and role.name not in handle.volumes:
+                await self._nodes.give_volume(handle, role.name)
+
     async def _run(self, stage: Stage, leaving: set[str]) -> None:
         """Run the steps of a stage in parallel, those of one node together; what fails on a leaving node is let go."""
         by_node: dict[str, list[Step]] = defaultdict(list)
         for step in stage:
             by_node[step.node].append(step)
-        outcomes = await asyncio.gather(
-            *(self._run_on(node, steps) for node, steps in by_node.items()), return_exceptions=True
-        )
-        for node, outcome in zip(by_node, outcomes, strict=True):
+        await self._on_all({node: self._run_on(node, steps) for node, steps in by_node.items()}, leaving)
+
+    async def _on_all(self, work: Mapping[str, Awaitable[None]], leaving: AbstractSet[str] = frozenset()) -> None:
+        """Work on nodes in parallel, to the end of all; then raise the first error that is not a leaving node's."""
+        outcomes = await asyncio.gather(*work.values(), return_exceptions=True)
+        for node, outcome in zip(work, outcomes, strict=True):
             if isinstance(outcome, ConpaasError):
                 log.warning("step-failed", node=node, error=outcome.message, code=outcome.code)
                 if node not in leaving:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 from aiohttp import web
@@ -18,6 +19,7 @@ from conpaas.core.messages.internal import StateHistory, UploadQuery
 from conpaas.core.messages.model import (
     Ack,
     CodeVersionView,
+    Cost,
     EventView,
     LogChunk,
     LogName,
@@ -42,6 +44,27 @@ SETTINGS = {
     },
     "$defs": {"Version": {"type": "string", "enum": ["8.2"]}},
 }
+
+
+CLOUD_SETTINGS = {
+    "properties": {
+        "region": {"type": "string", "description": "Such as `north-1`."},
+        "secret_key": {"type": "string", "format": "password", "writeOnly": True},
+        "token": {"type": "string", "format": "password", "writeOnly": True, "default": ""},
+        "subnets": {"type": "array", "items": {"type": "string"}, "default": []},
+        "networks": {"type": "array", "items": {"type": "integer"}, "default": []},
+        "hosts": {"type": "array", "items": {"$ref": "#/$defs/Host"}, "default": []},
+        "bid": {"anyOf": [{"type": "number"}, {"type": "string"}, {"type": "null"}], "default": None},
+        "spot": {"type": "boolean", "default": False},
+    },
+    "$defs": {"Host": {"type": "object", "properties": {"address": {"type": "string"}}}},
+    "required": ["region", "secret_key"],
+}
+GIB = 1 << 30
+SIZES = (
+    public.SizeView(name="small", cores=1, memory=GIB, price=Decimal("0.0208"), currency="EUR", default=True),
+    public.SizeView(name="large", cores=8, memory=16 * GIB, disk=40 * GIB, price=Decimal(0), currency="EUR"),
+)
 
 
 def node(number: int, *roles: str, kind: str = "agent", state: NodeState = NodeState.SERVING) -> NodeView:
@@ -79,6 +102,23 @@ class FakeApi:
         """How often an operation is asked for before it is done."""
         self.fail_with: str | None = None
         """The error with which the next operations end."""
+        self.accounts = {
+            "north": public.CloudAccountView(
+                name="north",
+                driver="north",
+                settings={"region": "north-1", "secret_key": "**********"},
+                options=public.CloudOptions(title="The North", prices={"small": Decimal("0.02")}, user_instances=5),
+                sizes=SIZES,
+                instances=4,
+            )
+        }
+        self.examination = public.Examination(
+            findings=(
+                public.FindingView(name="the endpoint", ok=True, detail="north-1.example.org"),
+                public.FindingView(name="the credentials", ok=True),
+            ),
+            quota=(public.RoomView(name="cores", used=4, limit=20),),
+        )
         self.lose_answers = 0
         """How many of the next answers are lost on their way, after the command took effect."""
         self.url = ""
@@ -159,10 +199,39 @@ class FakeApi:
 
     async def list_clouds(self, call: Call[None]) -> public.Clouds:
         off = public.CloudView(name="ec2", title="EC2", driver="ec2", enabled=False, reason="no account")
-        return public.Clouds(items=(public.CloudView(name="local", title="Local", driver="local", default=True), off))
+        local = public.CloudView(name="local", title="Local", driver="local", default=True, instances=3, limit=10)
+        return public.Clouds(items=(local.model_copy(update={"sizes": SIZES}), off))
+
+    async def list_cloud_types(self, call: Call[None]) -> public.CloudTypes:
+        kind = public.CloudTypeView(name="north", title="North", description="Cold.", settings=CLOUD_SETTINGS)
+        return public.CloudTypes(items=(kind,))
+
+    async def list_cloud_accounts(self, call: Call[None]) -> public.CloudAccounts:
+        return public.CloudAccounts(items=tuple(self.accounts.values()))
+
+    async def add_cloud(self, call: Call[None], body: public.CloudForm) -> public.CloudAccountView:
+        self._record(call, body)
+        return public.CloudAccountView(**dict(body))
+
+    async def change_cloud(self, call: Call[None], body: public.CloudForm) -> public.CloudAccountView:
+        self._record(call, body)
+        return public.CloudAccountView(**dict(body))
+
+    async def remove_cloud(self, call: Call[None]) -> Ack:
+        self._record(call, None)
+        return Ack()
+
+    async def examine_cloud(self, call: Call[None]) -> public.Examination:
+        return self.examination
+
+    async def try_cloud(self, call: Call[None], body: public.CloudForm) -> public.Examination:
+        self._record(call, body)
+        return self.examination
 
     async def list_applications(self, call: Call[None]) -> public.Applications:
-        return public.Applications(items=(public.ApplicationView(id="app-1", name="shop", created=THEN, services=1),))
+        cost = Cost(hourly={"USD": Decimal("0.04")}, total={"USD": Decimal("1.5")})
+        shop = public.ApplicationView(id="app-1", name="shop", created=THEN, services=1, cost=cost)
+        return public.Applications(items=(shop,))
 
     # -- services
 
@@ -194,6 +263,9 @@ class FakeApi:
 
     async def scale(self, call: Call[None], body: public.Scale) -> OperationView | web.StreamResponse:
         return self._operation(call, "scale", body)
+
+    async def move(self, call: Call[None], body: public.Move) -> OperationView | web.StreamResponse:
+        return self._operation(call, "move", body)
 
     async def change_settings(
         self, call: Call[None], body: public.ChangeSettings

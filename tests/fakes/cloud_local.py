@@ -1,18 +1,22 @@
 """An account at the local cloud: real processes that do nothing."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from conpaas.cloud import _local_machine as machine
 from conpaas.cloud import local
 from conpaas.core.clock import SYSTEM_CLOCK
-from conpaas.core.cloud import Cloud, CloudContext, Vm
-from tests.fakes.clouds import request
+from conpaas.core.cloud import Cloud, CloudContext, HasVolumes, Vm
+from tests.fakes.clouds import Fault, request
 
 SLEEPER = ("/bin/sleep", "1000")
+
+FAULTS: Mapping[str, frozenset[Fault]] = MappingProxyType({"create": frozenset({Fault.NEVER_BOOTS})})
+"""No answer of one's own kernel is lost or late; a full disk takes a file system of its own: see test_local."""
 
 
 class LocalHarness:
@@ -29,11 +33,15 @@ class LocalHarness:
     def open(self, deployment: str = "dep-ours") -> Cloud:
         context = CloudContext(name="local", deployment=deployment, directory=self._directory, clock=SYSTEM_CLOCK)
         self._deployments.add(deployment)
-        return local.CLOUD.driver(self._settings, context)
+        return local.CLOUD.open(self._settings, context)
 
     def first_process(self, vm: str) -> machine.First:
         """Return an instance's first process."""
         return machine.First(**json.loads((self._directory / ".records" / f"{vm}.pid").read_bytes()))
+
+    async def fail(self, verb: str, fault: Fault, times: int = 1) -> None:
+        """Do nothing: what sleeps never answers."""
+        assert fault in FAULTS[verb]
 
     async def kill(self, vm: str) -> None:
         machine.kill(self.first_process(vm))
@@ -49,8 +57,9 @@ class LocalHarness:
         return self.first_process(vm).alive
 
     async def leftovers(self) -> list[str]:
-        """Return files, processes and addresses of our instances."""
-        files = [path.name for path in self._directory.iterdir() if path.name != ".records"]
+        """Return files of our instances and volumes."""
+        files = [path.name for path in self._directory.iterdir() if path.name not in {".records", ".volumes"}]
+        files += [path.name for path in (self._directory / ".volumes").glob("*")]
         records = [path.name for path in (self._directory / ".records").iterdir() if path.suffix in {".json", ".pid"}]
         found = {name for name in (*files, *records) if Path(name).stem not in self._foreign}
         return sorted(found)
@@ -62,8 +71,11 @@ class LocalHarness:
     async def close(self) -> None:
         for deployment in sorted(self._deployments):
             driver = self.open(deployment)
+            assert isinstance(driver, HasVolumes)
             for vm in await driver.list():
                 await driver.delete(vm.id)
+            for volume in await driver.list_volumes():
+                await driver.delete_volume(volume.id)
             await driver.close()
 
 

@@ -211,6 +211,7 @@ class FakeDirector(Process):
             nodes=tuple(node for node in self.nodes.values() if node.state is not NodeState.GONE),
             code=tuple(self.code),
             seed=SecretStr("seed"),
+            cloud=self.wanted.cloud,
         )
 
     async def change_spec(self, _: Call[Caller], body: internal.ChangeSpec) -> OperationView:

@@ -89,6 +89,7 @@ class Machines:
             instance=name,
             address=address or self._new_address(),
             directory=folder / "role",
+            data=folder / "role" / "data",
             logs=folder / "logs",
             engines=supervisor,
             unpacked=self._unpacked,

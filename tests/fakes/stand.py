@@ -93,7 +93,8 @@ class Stand:
 
     def init(self, node: NodeView) -> int:
         """Return the process id of a node's first process."""
-        first: int = json.loads((self.cloud / ".records" / f"{node.cloud_id}.pid").read_text())["pid"]
+        record = self.data / "clouds" / node.cloud / ".records" / f"{node.cloud_id}.pid"
+        first: int = json.loads(record.read_text())["pid"]
         return first
 
     def engines(self, node: NodeView, name: str) -> list[int]:
@@ -125,20 +126,26 @@ class Stand:
         return await self.until(service, lambda view: is_running(view, nodes), what=f"{nodes} nodes running")
 
     async def nothing_is_left(self) -> None:
-        """Assert that the cloud holds no instance: no process, no folder, no record."""
-        records = [path for path in (self.cloud / ".records").glob("*") if path.suffix in {".json", ".pid"}]
-        folders = [path for path in self.cloud.glob("*") if path.name != ".records"]
+        """Assert that no cloud holds an instance: no process, no folder, no record."""
+        for cloud in (self.data / "clouds").iterdir():
+            self.nothing_is_left_on(cloud.name)
+
+    def nothing_is_left_on(self, cloud: str) -> None:
+        """Assert that one cloud holds no instance."""
+        home = self.data / "clouds" / cloud
+        records = [path for path in (home / ".records").glob("*") if path.suffix in {".json", ".pid"}]
+        folders = [path for path in home.glob("*") if path.name not in {".records", ".volumes"}]
         assert records == []
         assert folders == []
-        assert self.processes() == []
+        assert self.processes(home) == []
 
-    def processes(self) -> list[str]:
-        """Return the command lines of everything that runs in this deployment's folder, its director apart."""
+    def processes(self, home: Path) -> list[str]:
+        """Return the command lines of everything that runs in a cloud's folder."""
         found = []
         for path in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 words = (path / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
-                if f"{self.cloud}/" in words:
+                if f"{home}/" in words:
                     found.append(f"{path.name} {words}")
         return found
 
@@ -187,7 +194,7 @@ async def stand(**settings: str) -> AsyncIterator[Stand]:
                 )
     finally:
         await one.end_director()
-        for record in (one.cloud / ".records").glob("*.pid"):
+        for record in (one.data / "clouds").glob("*/.records/*.pid"):
             with suppress(OSError):
                 os.kill(json.loads(record.read_text())["pid"], signal.SIGKILL)
         shutil.rmtree(directory)

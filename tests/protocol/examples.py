@@ -6,6 +6,7 @@ A field is filled even if it has a default, so that the example shows all that c
 import importlib
 import types
 from datetime import UTC, datetime
+from decimal import Decimal
 from enum import Enum
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -17,7 +18,7 @@ from conpaas.core.messages.base import Message
 
 MODULES = ("model", "agent", "manager", "internal", "public")
 WHEN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-WORDS = ("web", "someone@example.org", "a long enough password", "0123456789abcdef" * 4)
+WORDS = ("web", "EUR", "someone@example.org", "a long enough password", "0123456789abcdef" * 4)
 
 
 def messages() -> dict[str, type[Message]]:
@@ -71,7 +72,7 @@ def _plain(name: str, kind: Any, annotation: Any, bounds: list[Any]) -> Any:
         return WHEN
     if kind is bool:
         return True
-    if kind in {int, float}:
+    if kind in {int, float, Decimal}:
         return kind(_number(bounds))
     if kind in {str, SecretStr}:
         return _text(name, annotation)

@@ -29,6 +29,8 @@ class AgentStatus(Message):
     roles: dict[str, RoleStatus] = Field(default_factory=dict)
     prepared: bool = False
     """The start script has run."""
+    volumes: tuple[RoleName, ...] = ()
+    """Roles whose volume is there."""
     metrics: dict[str, float] = Field(default_factory=dict)
     """Of the whole node: `cpu` (share of one core), `memory` (bytes), `disk_free` (bytes)."""
 
@@ -58,6 +60,16 @@ class Farewell(Message):
 
     drain_s: float = Field(default=10.0, ge=0, le=3600)
     timeout_s: float = Field(default=60.0, gt=0, le=3600)
+
+
+class Mount(Message):
+    """Use a volume for the data of a role; an empty one gets a file system."""
+
+    volume: str
+    devices: tuple[str, ...]
+    """Where it may be: the first of these paths that is there is the one."""
+    timeout_s: float = Field(default=60.0, gt=0, le=3600)
+    """How long to wait until one of them is."""
 
 
 class BlobView(Message):
@@ -117,6 +129,22 @@ FAREWELL = Endpoint(
     request=Farewell,
     response=Ack,
     timeout_s=3660,
+)
+MOUNT = Endpoint(
+    method="PUT",
+    path="/volumes/{role}",
+    summary="Use a volume for a role's data",
+    allow=_MANAGER,
+    request=Mount,
+    response=AgentStatus,
+    timeout_s=180,
+)
+FOLLOW = Endpoint(
+    method="POST",
+    path="/follow",
+    summary="Become the director's version, if that is newer",
+    allow=_MANAGER,
+    response=Ack,
 )
 HAS_BLOB = Endpoint(
     method="GET",

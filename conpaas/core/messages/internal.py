@@ -133,6 +133,29 @@ class ReportAck(Message):
 
     generation: int
     """The current one: read the record again if it is newer than yours."""
+    version: str = ""
+    """Of the director."""
+
+
+class Release(Message):
+    """What the caller is to run."""
+
+    version: str
+    """The director's."""
+    bundle: str = ""
+    """SHA-256 of the archive to run it from; empty: the instance runs the director's own installation."""
+
+
+class VolumeView(Message):
+    """A disk that keeps a role's data."""
+
+    id: str
+    role: str
+    ready: bool = False
+    """It is attached, and found at one of `devices`."""
+    devices: tuple[str, ...] = ()
+    """Paths of a block device, the surest first, or of a folder. Empty when ready: the cloud has no volumes."""
+    reason: str = ""
 
 
 class StateHistory(Message):
@@ -228,6 +251,30 @@ REPORT = Endpoint(
     allow=_MANAGER,
     request=Report,
     response=ReportAck,
+)
+READ_RELEASE = Endpoint(
+    method="GET",
+    path="/internal/release",
+    summary="Which version to run",
+    allow=who(Who.MANAGER, Who.AGENT),
+    response=Release,
+    timeout_s=120,
+)
+DOWNLOAD_BUNDLE = Endpoint(
+    method="GET",
+    path="/internal/bundles/{sha256}",
+    summary="The archive of a version",
+    allow=who(Who.MANAGER, Who.AGENT),
+    download=True,
+    timeout_s=600,
+)
+ENSURE_VOLUME = Endpoint(
+    method="POST",
+    path="/internal/services/{id}/instances/{instance}/volumes/{role}",
+    summary="Give a node the disk of a role's data",
+    allow=_MANAGER,
+    response=VolumeView,
+    timeout_s=120,
 )
 READ_STATES = Endpoint(
     method="GET",

@@ -210,5 +210,7 @@ class ServiceRecord(Message):
     code: tuple[CodeVersionView, ...]
     seed: Secret
     """Random per service: internal passwords are derived from it, so that a new manager knows them too."""
+    cloud: str
+    """As in `wanted`, where managers of version 3.0 do not look for it."""
     address: str = ""
     """Where the nodes reach the manager's instance, as its cloud says; empty while that is not known."""

@@ -254,8 +254,6 @@ class VolumeRow(Base):
     instance_id: Mapped[str | None] = mapped_column(ForeignKey("instances.id"))
     """Whose it is: the node that it is, or is being, attached to."""
     created: Mapped[datetime]
-    unwanted: Mapped[bool] = mapped_column(default=False)
-    """It is to be deleted, with all data on it."""
     deleted: Mapped[datetime | None]
 
 

@@ -38,7 +38,6 @@ def upgrade() -> None:
         sa.Column("size", sa.BigInteger(), nullable=False),
         sa.Column("instance_id", sa.String(length=60), nullable=True),
         sa.Column("created", models.UtcDateTime(timezone=True), nullable=False),
-        sa.Column("unwanted", sa.Boolean(), nullable=False),
         sa.Column("deleted", models.UtcDateTime(timezone=True), nullable=True),
         sa.ForeignKeyConstraint(["instance_id"], ["instances.id"], name=op.f("fk_volumes_instance_id")),
         sa.ForeignKeyConstraint(["service_id"], ["services.id"], name=op.f("fk_volumes_service_id")),
