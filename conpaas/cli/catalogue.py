@@ -1,4 +1,4 @@
-"""What can be created, where it can run, applications, and the commands of service types."""
+"""What can be created, applications, and the commands of service types."""
 
 import click
 
@@ -12,18 +12,6 @@ from conpaas.core.errors import NotFoundError
 async def types(session: Session) -> None:
     """List the service types that can be created."""
     session.out.show(await session.conpaas.types(), views.TYPES)
-
-
-@click.group()
-def cloud() -> None:
-    """The clouds that services can run on."""
-
-
-@cloud.command("ls")
-@with_client
-async def list_clouds(session: Session) -> None:
-    """List clouds; one that cannot be used says why."""
-    session.out.show(await session.conpaas.clouds(), views.CLOUDS)
 
 
 @click.group()

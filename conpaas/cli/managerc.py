@@ -125,6 +125,7 @@ def with_manager(handler: Callable[Concatenate[Link, P], Awaitable[None]]) -> Ca
 
 
 wait_option = click.option("--wait", is_flag=True, help="Return when it is done.")
+cloud_option = click.option("--cloud", help="Where; the service's own cloud if none is given.")
 roles_argument = click.argument("roles", nargs=-1, required=True, metavar="ROLE=COUNT...")
 
 
@@ -148,21 +149,23 @@ def show_help(ctx: click.Context) -> None:
 
 @managerc.command("add", short_help="Add more service nodes to a deployment")
 @roles_argument
+@cloud_option
 @wait_option
 @with_manager
-async def add(link: Link, roles: tuple[str, ...], *, wait: bool) -> None:
+async def add(link: Link, roles: tuple[str, ...], cloud: str | None, *, wait: bool) -> None:
     """Add COUNT nodes of each ROLE."""
-    body = manager.ChangeRoles(roles=_counts(roles), key=ids.new("key"))
+    body = manager.ChangeRoles(roles=_counts(roles), cloud=cloud, key=ids.new("key"))
     await link.finish("add", await link.client.call(manager.ADD, body), wait=wait)
 
 
 @managerc.command("remove", short_help="Remove some service nodes from a deployment")
 @roles_argument
+@cloud_option
 @wait_option
 @with_manager
-async def remove(link: Link, roles: tuple[str, ...], *, wait: bool) -> None:
+async def remove(link: Link, roles: tuple[str, ...], cloud: str | None, *, wait: bool) -> None:
     """Remove COUNT nodes of each ROLE."""
-    body = manager.ChangeRoles(roles=_counts(roles), key=ids.new("key"))
+    body = manager.ChangeRoles(roles=_counts(roles), cloud=cloud, key=ids.new("key"))
     await link.finish("remove", await link.client.call(manager.REMOVE, body), wait=wait)
 
 

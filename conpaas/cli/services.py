@@ -9,9 +9,11 @@ from conpaas.cli import views, words
 from conpaas.cli.session import (
     Session,
     complete_applications,
+    complete_cloud_sizes,
     complete_clouds,
     complete_roles,
     complete_settings,
+    complete_sizes,
     complete_types,
     service_argument,
     wait_option,
@@ -20,21 +22,43 @@ from conpaas.cli.session import (
 )
 from conpaas.core.messages.model import ServiceView
 
+fallback_option = click.option(
+    "--fallback",
+    multiple=True,
+    metavar="CLOUD",
+    help="A cloud that takes what the one before refuses.",
+    shell_complete=complete_clouds,
+)
+
 
 @click.command()
 @click.argument("type_", metavar="TYPE", shell_complete=complete_types)
 @click.option("--name", help="What to call it; a name is chosen if none is given.")
 @click.option("--cloud", help="Where it shall run.", shell_complete=complete_clouds)
+@click.option(
+    "--size", help="Of its instances there; the cloud's default one if none is given.", shell_complete=complete_sizes
+)
+@fallback_option
 @click.option("--application", help="Name or id of its application.", shell_complete=complete_applications)
 @with_client
-async def create(session: Session, type_: str, name: str | None, cloud: str | None, application: str | None) -> None:
+async def create(
+    session: Session,
+    type_: str,
+    name: str | None,
+    cloud: str | None,
+    size: str | None,
+    fallback: tuple[str, ...],
+    application: str | None,
+) -> None:
     """Create a service of TYPE; it runs nothing but its manager until it is started.
 
-    'conpaas types' lists what can be created.
+    'conpaas types' lists what can be created, 'conpaas cloud ls' where, and 'conpaas cloud sizes' on what machines.
     """
     if application is not None:
         application = (await session.conpaas.find_application(application)).id
-    made = await session.conpaas.create(type=type_, name=name, cloud=cloud, application=application)
+    made = await session.conpaas.create(
+        type=type_, name=name, cloud=cloud, size=size, fallback=fallback, application=application
+    )
     session.out.done(made, f"created {made.name} ({made.id}); start it with 'conpaas start {_word(made)}'")
 
 
@@ -98,14 +122,61 @@ async def terminate(session: Session, service: str, *, yes: bool, wait: bool) ->
 @click.command()
 @service_argument
 @click.argument("roles", nargs=-1, required=True, metavar="ROLE=[+-]N...", shell_complete=complete_roles)
+@click.option("--cloud", help="Where; the service's own cloud if none is given.", shell_complete=complete_clouds)
 @wait_option
 @with_client
-async def scale(session: Session, service: str, roles: tuple[str, ...], *, wait: bool) -> None:
-    """Add nodes (web=+2), remove some (php=-1), or say how many there shall be (web=3)."""
+async def scale(session: Session, service: str, roles: tuple[str, ...], cloud: str | None, *, wait: bool) -> None:
+    """Add nodes (web=+2), remove some (php=-1), or say how many there shall be (web=3).
+
+    With --cloud they are added, removed and counted there.
+    """
     found = await session.conpaas.find(service)
-    changes = words.role_changes(roles, found.wanted.roles)
-    operation = await session.conpaas.scale(found.id, changes, generation=found.generation)
+    changes = words.role_changes(roles, words.nodes_on(found.wanted, cloud))
+    operation = await session.conpaas.scale(found.id, changes, cloud=cloud, generation=found.generation)
     await session.finish(operation, f"scale {found.name}", wait=wait)
+
+
+@click.command()
+@service_argument
+@click.option("--to", "cloud", metavar="CLOUD", help="Where all of it goes.", shell_complete=complete_clouds)
+@click.option(
+    "--size",
+    "sizes",
+    multiple=True,
+    metavar="CLOUD=SIZE",
+    help="Of its instances on a cloud; CLOUD= lets the cloud choose.",
+    shell_complete=complete_cloud_sizes,
+)
+@fallback_option
+@click.option("--no-fallback", is_flag=True, help="No other cloud takes what its cloud refuses.")
+@wait_option
+@with_client
+async def move(
+    session: Session,
+    service: str,
+    cloud: str | None,
+    sizes: tuple[str, ...],
+    fallback: tuple[str, ...],
+    *,
+    no_fallback: bool,
+    wait: bool,
+) -> None:
+    """Move a service to another cloud, or to machines of another size, while it runs.
+
+    New instances are made and take over when all of them answer; then the old ones are given back.
+    """
+    if fallback and no_fallback:
+        raise click.UsageError("--fallback and --no-fallback contradict each other")
+    found = await session.conpaas.find(service)
+    wished = {**found.wanted.sizes, **words.pairs(sizes)} if sizes else None
+    operation = await session.conpaas.move(
+        found.id,
+        cloud=cloud,
+        sizes=None if wished is None else {name: size for name, size in wished.items() if size},
+        fallback=fallback if fallback or no_fallback else None,
+        generation=found.generation,
+    )
+    await session.finish(operation, f"move {found.name}", wait=wait)
 
 
 @click.command()

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import importlib
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Concatenate, ParamSpec
 
@@ -10,6 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 from pydantic import ValidationError
 
+from conpaas.cli import words
 from conpaas.cli.config import Config
 from conpaas.cli.output import Output
 from conpaas.core import rpc
@@ -167,6 +169,50 @@ async def _cloud_names(conpaas: Conpaas) -> list[str]:
     return [cloud.name for cloud in await conpaas.clouds() if cloud.enabled]
 
 
+async def _account_names(conpaas: Conpaas) -> list[str]:
+    return [account.name for account in await conpaas.cloud_accounts()]
+
+
+async def _driver_names(conpaas: Conpaas) -> list[str]:
+    return [kind.name for kind in await conpaas.cloud_types()]
+
+
+async def _cloud_sizes(conpaas: Conpaas) -> list[str]:
+    clouds = await conpaas.clouds()
+    return [f"{cloud.name}={size.name}" for cloud in clouds if cloud.enabled for size in cloud.sizes]
+
+
+def _sizes_of(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the sizes of the cloud already named on the line, else of the default one."""
+
+    async def ask(conpaas: Conpaas) -> list[str]:
+        named = ctx.params.get("cloud")
+        clouds = await conpaas.clouds()
+        return [
+            size.name for cloud in clouds if (cloud.name == named if named else cloud.default) for size in cloud.sizes
+        ]
+
+    return _complete(ask)(ctx, parameter, incomplete)
+
+
+def _account_settings(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the settings of the driver, or account, that the line names: secret ones for `--secret`, else others.
+
+    While an option's value is completed, click has not read the arguments: they are looked for in the whole line.
+    """
+    secret = parameter.name == "secrets"
+    line = os.environ.get("COMP_WORDS", "").split()
+
+    async def ask(conpaas: Conpaas) -> list[str]:
+        drivers = {*line, *(account.driver for account in await conpaas.cloud_accounts() if account.name in line)}
+        schemas = [kind.settings for kind in await conpaas.cloud_types() if kind.name in drivers]
+        names = {name: schema for schema in schemas for name in schema.get("properties", {})}
+        found = [name for name, schema in names.items() if words.is_secret(schema, name) == secret]
+        return found if parameter.name != "settings" else [f"{name}=" for name in found]
+
+    return _complete(ask)(ctx, parameter, incomplete)
+
+
 async def _application_names(conpaas: Conpaas) -> list[str]:
     return [application.name for application in await conpaas.applications()]
 
@@ -206,6 +252,11 @@ async def _nodes_of(conpaas: Conpaas, service: ServiceView) -> list[str]:
 complete_services = _complete(_service_names)
 complete_types = _complete(_type_names)
 complete_clouds = _complete(_cloud_names)
+complete_accounts = _complete(_account_names)
+complete_drivers = _complete(_driver_names)
+complete_cloud_sizes = _complete(_cloud_sizes)
+complete_sizes = _sizes_of
+complete_account_settings = _account_settings
 complete_applications = _complete(_application_names)
 complete_roles = _of_service(_roles_of)
 complete_settings = _of_service(_settings_of)

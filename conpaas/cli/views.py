@@ -7,6 +7,8 @@ from typing import Any
 from conpaas.cli.output import Column
 from conpaas.core import units
 from conpaas.core.messages.model import NodeView, OperationView, ServiceView
+from conpaas.core.states import NodeState
+from conpaas.sdk import prices
 
 
 def ago(moment: datetime | None) -> str:
@@ -30,6 +32,21 @@ def _metric(name: str) -> Column:
     return name.replace("_", " "), lambda point: f"{point.values[name]:.2f}" if name in point.values else ""
 
 
+_PER_HOUR: Column = ("Per hour", lambda it: prices.hourly(it.cost))
+_SO_FAR: Column = ("So far", lambda it: prices.so_far(it.cost))
+
+
+def clouds_of(service: ServiceView) -> str:
+    """Name the clouds that a service is on, its own first."""
+    there = (node.cloud for node in service.nodes if node.state is not NodeState.GONE)
+    return ", ".join(dict.fromkeys((service.cloud, *there)))
+
+
+def _where(node: NodeView) -> str:
+    fell_over = node.meant_for and node.meant_for != node.cloud
+    return f"{node.cloud} (meant for {node.meant_for})" if fell_over else node.cloud
+
+
 def services(applications: Mapping[str, str]) -> Sequence[Column]:
     """Return the columns of a list of services; `applications` has their names by id."""
     return (
@@ -39,8 +56,10 @@ def services(applications: Mapping[str, str]) -> Sequence[Column]:
         ("State", lambda s: str(s.state)),
         ("Since", lambda s: ago(s.since)),
         ("Instances", lambda s: str(len(s.nodes))),
-        ("Cloud", lambda s: s.cloud),
+        ("Cloud", clouds_of),
         ("Address", _url),
+        _PER_HOUR,
+        _SO_FAR,
         ("Id", lambda s: s.id),
     )
 
@@ -55,9 +74,12 @@ NODES: Sequence[Column] = (
     ("Role(s)", lambda n: " ".join(n.roles) if n.kind == "agent" else " ".join(("manager", *n.roles))),
     ("State", lambda n: str(n.state)),
     ("Address", lambda n: n.address),
-    ("Cloud", lambda n: n.cloud),
+    ("Cloud", _where),
+    ("Size", lambda n: n.size),
+    _PER_HOUR,
+    _SO_FAR,
     ("Created", lambda n: ago(n.created)),
-    ("Reason", lambda n: n.reason),
+    ("Reason", lambda n: n.reason or n.stage),
 )
 CODE: Sequence[Column] = (
     ("Version", lambda c: c.id),
@@ -94,6 +116,8 @@ STATES: Sequence[Column] = (
 APPLICATIONS: Sequence[Column] = (
     ("Name", lambda a: a.name),
     ("Services", lambda a: str(a.services)),
+    _PER_HOUR,
+    _SO_FAR,
     ("Created", lambda a: ago(a.created)),
     ("Id", lambda a: a.id),
 )
@@ -109,14 +133,6 @@ KEYS: Sequence[Column] = (
     ("Name", lambda k: k.name),
     ("Fingerprint", lambda k: k.fingerprint),
     ("Added", lambda k: ago(k.created)),
-)
-CLOUDS: Sequence[Column] = (
-    ("Name", lambda c: c.name),
-    ("Title", lambda c: c.title),
-    ("Driver", lambda c: c.driver),
-    ("", lambda c: "default" if c.default else ""),
-    ("Instances", lambda c: str(c.instances)),
-    ("Usable", lambda c: "yes" if c.enabled else f"no: {c.reason}"),
 )
 TYPES: Sequence[Column] = (
     ("Type", lambda t: t.name),
@@ -139,10 +155,13 @@ INSTANCES: Sequence[Column] = (
     ("Kind", lambda i: i.kind),
     ("State", lambda i: str(i.state)),
     ("Address", lambda i: i.address),
-    ("Cloud", lambda i: i.cloud),
+    ("Cloud", _where),
+    ("Size", lambda i: i.size),
     ("Service", lambda i: i.service),
     ("Owner", lambda i: i.owner),
     ("Charged", lambda i: str(i.charged)),
+    _PER_HOUR,
+    _SO_FAR,
     ("Created", lambda i: ago(i.created)),
 )
 LOGS: Sequence[Column] = (
@@ -171,7 +190,10 @@ def service_lines(service: ServiceView) -> list[str]:
     facts: dict[str, Any] = {
         "state": f"{service.state}, since {ago(service.since)}",
         "reason": service.reason,
-        "type": f"{service.type} on {service.cloud}",
+        "type": f"{service.type} on {clouds_of(service)}",
+        "fallback": ", ".join(service.wanted.fallback),
+        "sizes": " ".join(f"{cloud}={size}" for cloud, size in service.wanted.sizes.items()),
+        "price": prices.both(service.cost),
         "code": service.wanted.code or "",
         "nodes wanted": " ".join(f"{role}={count}" for role, count in service.wanted.roles.items()),
         **{f"address ({purpose})": url for purpose, url in service.urls.items()},

@@ -2,10 +2,11 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from conpaas.core.errors import BadInputError
+from conpaas.core.messages.model import Wanted
 
 _ROLE = re.compile(r"(?P<role>[a-z][a-z0-9-]{0,31})=(?P<sign>[+-]?)(?P<count>[0-9]{1,9})")
 _ROLE_HINT = "write ROLE=+N to add, ROLE=-N to remove, ROLE=N for how many there shall be: web=+2 php=3"
@@ -33,6 +34,16 @@ def role_changes(words: Sequence[str], present: Mapping[str, int]) -> dict[str, 
     return changes
 
 
+def nodes_on(wanted: Wanted, cloud: str | None) -> dict[str, int]:
+    """Return how many nodes of each role are wanted on `cloud`, or on all clouds together."""
+    elsewhere = {role: sum(wanted.places.get(role, {}).values()) for role in wanted.roles}
+    if cloud is None:
+        return dict(wanted.roles)
+    if cloud == wanted.cloud:
+        return {role: count - elsewhere[role] for role, count in wanted.roles.items()}
+    return {role: wanted.places.get(role, {}).get(cloud, 0) for role in wanted.roles}
+
+
 def pairs(words: Sequence[str]) -> dict[str, str]:
     """Return KEY=VALUE words by key; raise BadInputError for any other word."""
     found: dict[str, str] = {}
@@ -46,11 +57,17 @@ def pairs(words: Sequence[str]) -> dict[str, str]:
 
 def typed(values: Mapping[str, str], schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return values as what a JSON Schema of an object says they are; raise BadInputError for an unknown key."""
+    check_keys(values, schema)
     properties = schema.get("properties", {})
-    for key in values:
+    return {key: _typed(key, text, _resolve(properties[key], schema), schema) for key, text in values.items()}
+
+
+def check_keys(keys: Iterable[str], schema: Mapping[str, Any]) -> None:
+    """Raise BadInputError for a key that a JSON Schema of an object does not have."""
+    properties = schema.get("properties", {})
+    for key in keys:
         if key not in properties:
             raise BadInputError(f"there is no setting '{key}'", value=key, hint=f"there are: {', '.join(properties)}")
-    return {key: _typed(key, text, _resolve(properties[key], schema)) for key, text in values.items()}
 
 
 def like(text: str, present: Any) -> Any:
@@ -63,15 +80,24 @@ def like(text: str, present: Any) -> Any:
         return text
 
 
-def _typed(key: str, text: str, schema: Mapping[str, Any]) -> Any:
-    if schema.get("type", "string") == "string":
+def is_secret(schema: Mapping[str, Any], key: str) -> bool:
+    """Tell whether a property of a JSON Schema of an object is not to be seen."""
+    return bool(_resolve(schema.get("properties", {}).get(key, {}), schema).get("writeOnly"))
+
+
+def _typed(key: str, text: str, schema: Mapping[str, Any], whole: Mapping[str, Any]) -> Any:
+    kind = schema.get("type", "string")
+    if kind == "string":
         return text
+    if kind == "array" and not text.lstrip().startswith("["):
+        items = _resolve(schema.get("items", {}), whole)
+        return [_typed(key, part.strip(), items, whole) for part in text.split(",") if part.strip()]
     try:
         return json.loads(text)
     except ValueError as exc:
-        raise BadInputError(
-            f"'{text}' is not a value of {key}", value=text, hint=f"it is of type {schema['type']}, written as JSON"
-        ) from exc
+        how = "words with commas between them, or JSON" if kind == "array" else "written as JSON"
+        said = "this" if kind in {"array", "object"} else f"'{text}'"  # there may be a secret somewhere in it
+        raise BadInputError(f"{said} is not a value of {key}", value=key, hint=f"it is of type {kind}, {how}") from exc
 
 
 def _resolve(schema: Mapping[str, Any], whole: Mapping[str, Any]) -> Mapping[str, Any]:

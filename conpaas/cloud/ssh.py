@@ -24,7 +24,7 @@ class SshHost(Message):
     """Of its SSH server."""
     user: str = Field(default="root", min_length=1)
     """To log in as: root, or one with passwordless sudo."""
-    key: Secret | None = None
+    key: Secret | None = Field(default=None, json_schema_extra={"contentMediaType": "application/x-pem-file"})
     """Private key of this host alone; none: the cloud's."""
     host_key: str = ""
     """Its public host key: a line of `known_hosts` or of `/etc/ssh/ssh_host_*_key.pub`."""
@@ -54,7 +54,7 @@ class SshSettings(Message):
 
     hosts: tuple[SshHost, ...] = Field(min_length=1)
     """The machines; each carries at most one instance."""
-    key: Secret | None = None
+    key: Secret | None = Field(default=None, json_schema_extra={"contentMediaType": "application/x-pem-file"})
     """Private key to log in with, as OpenSSH writes it, without a passphrase."""
     key_file: Path | None = None
     """Or the path of one on the director's computer."""

@@ -180,12 +180,8 @@ class CloudAccounts:
         """Try an account that is not kept, or not yet so; secrets that are left out are those that are kept."""
         before = self._clouds.accounts.get(form.name)
         plan = self._checked(form, {} if before is None or before.plan.fixed else before.plan.settings)
-        account = self._clouds.account_of(plan)
-        try:
+        async with self._clouds.on_trial(plan) as account:
             return await _examine(account)
-        finally:
-            if account.cloud is not None:
-                await account.cloud.close()
 
 
 def _restored(shown: Any, before: Any) -> Any:

@@ -1,10 +1,13 @@
 """The cloud accounts: which there are, which can be used, and the one way to call them."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -119,7 +122,9 @@ class Account:
                 raise error from exc
             except Exception as exc:
                 log.exception("driver-broke", cloud=self.name)
-                raise PeerError(f"cloud {self.name}: its driver broke: {type(exc).__name__}: {exc}") from exc
+                broken = PeerError(f"cloud {self.name}: its driver broke: {type(exc).__name__}: {exc}")
+                self._note(broken, verb)
+                raise broken from exc
         self._silent_since, self.trouble = None, ""
         return answer
 
@@ -130,8 +135,11 @@ class Account:
                 self._silent_since, self.trouble = self.clock.monotonic(), error.message
             case CloudCredentialsError():
                 self.trouble = error.message
-            case ThrottledError() if verb in self._buckets:
-                self._buckets[verb].pause(error.retry_after_s or THROTTLED_S)
+            case ThrottledError():
+                pause_s = error.retry_after_s or THROTTLED_S
+                if verb not in self._buckets:  # nobody has told us how often we may call: this does
+                    self._buckets[verb] = TokenBucket(max(1 / pause_s, 1 / THROTTLED_S), 1, self.clock)
+                self._buckets[verb].pause(pause_s)
             case _:
                 pass
 
@@ -185,13 +193,30 @@ class Clouds:
         """The kinds of clouds by name."""
         return self._kinds
 
-    def account_of(self, plan: Plan) -> Account:
-        """Return an account with a driver of its own, that no name leads to yet."""
+    @contextlib.asynccontextmanager
+    async def on_trial(self, plan: Plan) -> AsyncIterator[Account]:
+        """Give an account to be tried. Of one that is not kept, nothing is left at the end of the block."""
+        directory = self._settings.data_dir / "clouds" / plan.name
+        with contextlib.ExitStack() as stack:
+            if plan.name not in self.accounts:
+                directory.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+                folder = tempfile.TemporaryDirectory(prefix=".trial-", dir=directory.parent)
+                directory = Path(stack.enter_context(folder))
+                directory.chmod(0o711)
+            account = self.account_of(plan, directory)
+            try:
+                yield account
+            finally:
+                if account.cloud is not None:
+                    await account.cloud.close()
+
+    def account_of(self, plan: Plan, directory: Path | None = None) -> Account:
+        """Return an account with a driver of its own, that no name leads to yet; `directory`: not its own one."""
         kind = self._kinds.get(plan.driver)
         cloud, reason = None, f"there is no driver '{plan.driver}'"
         if kind is not None:
             try:
-                cloud, reason = self._driver(plan, kind, self.checked(plan))
+                cloud, reason = self._driver(plan, kind, self.checked(plan), directory)
             except ConpaasError as exc:
                 reason = exc.message
         settings = self._settings
@@ -210,11 +235,13 @@ class Clouds:
         except ValidationError as exc:
             raise bad_input(exc) from exc
 
-    def _driver(self, plan: Plan, kind: CloudType, settings: Message) -> tuple[Cloud | None, str]:
+    def _driver(
+        self, plan: Plan, kind: CloudType, settings: Message, directory: Path | None
+    ) -> tuple[Cloud | None, str]:
         reason = kind.check(settings)
         if reason:
             return None, reason
-        directory = self._settings.data_dir / "clouds" / plan.name
+        directory = directory or self._settings.data_dir / "clouds" / plan.name
         directory.mkdir(mode=0o711, parents=True, exist_ok=True)
         context = CloudContext(
             name=plan.name,

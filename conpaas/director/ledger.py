@@ -26,6 +26,7 @@ from conpaas.core.errors import (
     NotFoundError,
     PeerError,
     QuotaExceededError,
+    ThrottledError,
 )
 from conpaas.core.messages.internal import MEMBER_PORT, Context
 from conpaas.core.messages.model import Wanted
@@ -217,8 +218,18 @@ class Ledger:
             zone=instance.zone,
             tags={"service": service.id, "kind": instance.kind},
         )
+        until = self._clock.monotonic() + self._settings.timings.node_boot_timeout_s
+
+        async def ask() -> Vm:
+            while True:
+                try:
+                    return await account.ask("create", lambda: cloud.create(request))
+                except ThrottledError:  # the account now calls less often: our turn comes
+                    if self._clock.monotonic() >= until:
+                        raise
+
         return await tasks.retry(
-            lambda: account.ask("create", lambda: cloud.create(request)),
+            ask,
             on=CloudBusyError,
             delays_s=self._settings.cloud_retry_s,
             clock=self._clock,
@@ -419,7 +430,7 @@ class Ledger:
             await self._settle_intent(row, vm)
         elif vm is not None:
             await self.observe(row, vm)
-        elif row.launched < seen:
+        elif row.launched < seen - timedelta(seconds=self._settings.cloud_lag_s):
             await self.describe(row.id)  # lists may lag behind: ask for it by name
 
     async def _settle_intent(self, row: Instance, vm: Vm | None) -> None:
@@ -481,6 +492,7 @@ async def _zones_to_take_over(session: AsyncSession, service: Service, wish: Wis
         Instance.cloud == wish.cloud,
         Instance.ended.is_(None),
         Instance.request_key != wish.key,
+        ~select(VolumeRow.id).where(VolumeRow.instance_id == Instance.id, VolumeRow.deleted.is_(None)).exists(),
     )
     for node in await session.scalars(idle) if zones else ():
         if not node.roles and node.zone in zones:

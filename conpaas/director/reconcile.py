@@ -198,7 +198,8 @@ class Reconciler:
         await self._ledger.reconcile()
         async with self._db.read() as session:
             old_ones = select(Instance.id).join(Service, Service.id == Instance.service_id)
-            over = (Instance.kind == "manager") & (Instance.epoch < Service.epoch) & (Instance.state != N.DRAINING)
+            replaced = (Instance.epoch < Service.epoch) & (Instance.state != N.DRAINING)
+            over = (Instance.kind == "manager") & (replaced | (Instance.state == N.LOST))
             old = (await session.scalars(old_ones.where(held(), over | Service.terminated.is_not(None)))).all()
         await self._ledger.delete_all(old, "left over")
 

@@ -115,6 +115,8 @@ class DirectorSettings(BaseSettings):
     """Calls to one cloud at the same time."""
     cloud_deadline_s: PositiveFloat = 30.0
     """How long one call to a cloud's provider may take."""
+    cloud_lag_s: float = Field(default=20.0, ge=0)
+    """How long an instance may be missing from its cloud's lists after it was made."""
     cloud_retry_s: tuple[PositiveFloat, ...] = (1.0, 3.0, 10.0)
     """Pauses between attempts when a cloud is busy."""
     reconcile_period_s: PositiveFloat = 10.0

@@ -11,12 +11,13 @@ from conpaas.core.clock import SYSTEM_CLOCK, Clock
 from conpaas.core.messages import public
 from conpaas.core.messages.public import Credentials, Session
 from conpaas.sdk.account import AccountCalls, AdminCalls
+from conpaas.sdk.clouds import CloudCalls
 from conpaas.sdk.code import CodeCalls
 from conpaas.sdk.services import ApplicationCalls, ServiceCalls
 from conpaas.sdk.watching import WatchCalls
 
 
-class Conpaas(ApplicationCalls, ServiceCalls, CodeCalls, WatchCalls, AccountCalls, AdminCalls):
+class Conpaas(ApplicationCalls, ServiceCalls, CodeCalls, WatchCalls, AccountCalls, AdminCalls, CloudCalls):
     """One user's view of one director, over kept-alive connections.
 
     Made by `connect`; or made directly by those that close it themselves.

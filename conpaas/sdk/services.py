@@ -1,6 +1,6 @@
 """Applications and services: what there is, and changes of what is wanted."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from conpaas.core.errors import BadInputError, NotFoundError
@@ -14,6 +14,7 @@ from conpaas.core.messages.public import (
     CreateApplication,
     CreateService,
     Keyed,
+    Move,
     Rename,
     Scale,
     Scripts,
@@ -33,7 +34,7 @@ class ApplicationCalls(OperationCalls):
         return answer.items
 
     async def clouds(self) -> tuple[CloudView, ...]:
-        """Return where services can run; a disabled cloud says why."""
+        """Return where services can run, with sizes and prices; a cloud that takes no instances says why."""
         answer: public.Clouds = await self._call(public.LIST_CLOUDS)
         return answer.items
 
@@ -94,11 +95,24 @@ class ServiceCalls(OperationCalls):
         type: str,  # noqa: A002  (it is what everybody calls it)
         name: str | None = None,
         cloud: str | None = None,
+        fallback: Sequence[str] = (),
+        size: str | None = None,
         application: str | None = None,
         key: str | None = None,
     ) -> ServiceView:
-        """Create a service; its manager is made at once, all else when it is started."""
-        body = CreateService(type=type, name=name, cloud=cloud, application=application, key=new_key(key))
+        """Create a service; its manager is made at once, all else when it is started.
+
+        `size` is of its instances on `cloud`; the clouds of `fallback` take, in this order, what `cloud` refuses.
+        """
+        body = CreateService(
+            type=type,
+            name=name,
+            cloud=cloud,
+            fallback=tuple(fallback),
+            size=size,
+            application=application,
+            key=new_key(key),
+        )
         answer: ServiceView = await self._change(public.CREATE_SERVICE, body)
         return answer
 
@@ -130,13 +144,38 @@ class ServiceCalls(OperationCalls):
         service: str,
         roles: Mapping[str, int],
         *,
+        cloud: str | None = None,
         wait: bool = False,
         generation: int | None = None,
         key: str | None = None,
     ) -> OperationView:
-        """Add (`{"web": +2}`) or remove (`{"php": -1}`) nodes by role."""
-        body = Scale(roles=dict(roles), key=new_key(key))
+        """Add (`{"web": +2}`) or remove (`{"php": -1}`) nodes by role, on the service's own cloud or on `cloud`."""
+        body = Scale(roles=dict(roles), cloud=cloud, key=new_key(key))
         answer = await self._change(public.SCALE, body, generation=generation, service=service)
+        return await self._done(answer, wait=wait)
+
+    async def move(
+        self,
+        service: str,
+        *,
+        cloud: str | None = None,
+        fallback: Sequence[str] | None = None,
+        sizes: Mapping[str, str] | None = None,
+        wait: bool = False,
+        generation: int | None = None,
+        key: str | None = None,
+    ) -> OperationView:
+        """Move a service to `cloud` while it runs, or to other machines: `sizes` by cloud, all that are wanted.
+
+        New instances take over when all of them answer; only then those before are given back. What is None stays.
+        """
+        body = Move(
+            cloud=cloud,
+            fallback=None if fallback is None else tuple(fallback),
+            sizes=None if sizes is None else dict(sizes),
+            key=new_key(key),
+        )
+        answer = await self._change(public.MOVE, body, generation=generation, service=service)
         return await self._done(answer, wait=wait)
 
     async def change_settings(

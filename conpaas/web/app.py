@@ -10,7 +10,7 @@ from aiohttp import web
 from conpaas.web import live, security, visits
 from conpaas.web.pages import SITE, Site
 from conpaas.web.static_files import StaticFiles
-from conpaas.web.views import account, admin, applications, code, dashboard, logs, metrics, service
+from conpaas.web.views import account, admin, applications, clouds, code, dashboard, logs, metrics, service
 
 _FORM_LIMIT = 1 << 20  # bytes; archives are streams with the director's own limit
 
@@ -28,7 +28,7 @@ def create(api_base_url: Callable[[], str]) -> web.Application:
     app.on_shutdown.append(_end_streams)
     app.cleanup_ctx.append(_clients)
     app.router.add_get("/static/{digest}/{name:.+}", files.serve)
-    for views in (dashboard, service, code, logs, metrics, applications, account, admin, live):
+    for views in (dashboard, service, code, logs, metrics, applications, account, admin, clouds, live):
         app.add_routes(views.routes)
     return app
 

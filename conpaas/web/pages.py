@@ -12,8 +12,10 @@ from markupsafe import Markup, escape
 from conpaas.core import units
 from conpaas.core.messages.public import UserView
 from conpaas.core.states import NodeState, OperationState, ServiceState
+from conpaas.sdk import prices
 from conpaas.web import visits
 from conpaas.web.static_files import StaticFiles
+from conpaas.web.words import plural
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -68,13 +70,16 @@ class Site:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self.environment.globals.update(icon=self.icon, static=files.url, time=self.time, tone=tone)
+        self.environment.globals.update(icon=self.icon, static=files.url, time=self.time, tone=tone, price=prices.price)
         self.environment.filters.update(
             state=state_words,
             since=lambda state: SINCE_WORDS.get(state, "since"),
             size=units.show_size,
             plural=plural,
             marked=marked,
+            cost=prices.both,
+            hourly=prices.hourly,
+            so_far=prices.so_far,
         )
 
     def icon(self, name: str, label: str = "") -> Markup:
@@ -117,11 +122,6 @@ def marked(text: str) -> Markup:
     return Markup("").join(
         Markup("<code>{}</code>").format(part) if index % 2 else escape(part) for index, part in enumerate(parts)
     )
-
-
-def plural(count: int, word: str) -> str:
-    """Return `1 instance`, `2 instances`."""
-    return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 def page(

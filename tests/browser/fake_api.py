@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from functools import partial
 from math import sin
 from typing import Any
@@ -14,11 +15,12 @@ from pydantic import Field, SecretStr
 from conpaas.core import plugins, rpc
 from conpaas.core.errors import ConflictError, NotAuthenticatedError, NotFoundError
 from conpaas.core.messages import manager, public
-from conpaas.core.messages.base import Endpoint, Message, Who
+from conpaas.core.messages.base import Endpoint, Message, Secret, Who
 from conpaas.core.messages.internal import StateHistory
 from conpaas.core.messages.model import (
     Ack,
     CodeVersionView,
+    Cost,
     EventView,
     LogChunk,
     LogName,
@@ -161,6 +163,45 @@ def service(
     return ServiceView(**fields)
 
 
+class AccountSettings(Message):
+    """A made-up kind of cloud, with a setting of each kind."""
+
+    region: str = Field(pattern="^[a-z][a-z0-9-]{0,62}$")
+    """Such as `north-1`."""
+    access_key: str = ""
+    """Id of the key."""
+    secret_key: Secret
+    """The key itself."""
+    image: str = ""
+    """What instances start from."""
+    subnets: tuple[str, ...] = ()
+    """Ids of the networks."""
+    prices: dict[str, Decimal] = Field(default_factory=dict)
+    """Price of an hour, by size."""
+    spot: bool = False
+    """Rent spare capacity."""
+    bid: Decimal | None = None
+    """Most to pay."""
+
+
+CLOUD_TYPES = (
+    public.CloudTypeView(
+        name="north",
+        title="North",
+        description="Machines far in the north.",
+        settings=AccountSettings.model_json_schema(),
+    ),
+)
+SIZES = (
+    public.SizeView(name="small", cores=1, memory=1 << 30, price=Decimal("0.0208"), default=True),
+    public.SizeView(name="large", cores=8, memory=16 << 30, disk=40 << 30, price=Decimal("0.1664")),
+)
+
+
+def cost(hourly: str, total: str) -> Cost:
+    return Cost(hourly={"USD": Decimal(hourly)}, total={"USD": Decimal(total)})
+
+
 class FakeApi:
     """All that the pages show, as lists to be changed by tests."""
 
@@ -170,6 +211,32 @@ class FakeApi:
         self.calls: list[tuple[str, Mapping[str, str], Any]] = []
         self.listeners: set[asyncio.Queue[Live]] = set()
         self.fail: dict[str, Exception] = {}
+        self.clouds = [
+            CloudView(name="local", title="Local", driver="local", default=True, instances=7),
+            CloudView(
+                name="ec2", title="Amazon EC2", driver="ec2", enabled=False, reason="no credentials are configured"
+            ),
+        ]
+        self.accounts = [
+            public.CloudAccountView(name="local", driver="local", default=True, fixed=True, instances=21),
+            public.CloudAccountView(
+                name="north",
+                driver="north",
+                settings={"region": "north-1", "secret_key": "**********"},
+                options=public.CloudOptions(title="The North", instances=10, user_instances=3),
+                trouble="cloud north: no answer within 30 s",
+                instances=4,
+                sizes=SIZES,
+            ),
+        ]
+        self.examination = public.Examination(
+            findings=(
+                public.FindingView(name="the endpoint", ok=True, detail="north-1.example.org"),
+                public.FindingView(name="the credentials", ok=True),
+            ),
+            quota=(public.RoomView(name="instances", used=4, limit=20),),
+            zones=("north-1a",),
+        )
         url = {"application": "http://127.20.0.52:8080/"}
         operation = OperationView(
             id="op-2",
@@ -285,6 +352,22 @@ class FakeApi:
             )
         ]
 
+    def spread(self) -> None:
+        """Enable a second cloud with sizes and prices, and have the second service on both."""
+        north = CloudView(name="north", title="The North", driver="north", sizes=SIZES, instances=1, limit=3)
+        self.clouds.insert(1, north)
+        found = self.one("svc-2")
+        nodes = [node.model_copy(update={"cost": cost("0", "0")}) for node in found.nodes]
+        away = {"cloud": "north", "size": "small", "zone": "north-1a", "cost": cost("0.0208", "0.1352")}
+        nodes[2] = nodes[2].model_copy(update=away)
+        nodes[3] = nodes[3].model_copy(update={"meant_for": "north", "stage": "unpacking the engines"})
+        wanted = found.wanted.model_copy(
+            update={"running": True, "places": {"web": {"north": 2}}, "fallback": ("north",)}
+        )
+        more = {"nodes": tuple(nodes), "wanted": wanted, "cost": cost("0.0208", "12.5"), "actions": ("scale", "move")}
+        self.services = [found.model_copy(update=more) if it.id == found.id else it for it in self.services]
+        self.applications[0] = self.applications[0].model_copy(update={"cost": cost("0.0208", "12.5")})
+
     def me(self) -> UserView:
         return UserView(
             id="usr-1",
@@ -381,14 +464,37 @@ class FakeApi:
         return public.ServiceTypes(items=kinds())
 
     def on_list_clouds(self, *_: Any) -> Message:
-        return public.Clouds(
-            items=(
-                CloudView(name="local", title="Local", driver="local", default=True, instances=7),
-                CloudView(
-                    name="ec2", title="Amazon EC2", driver="ec2", enabled=False, reason="no credentials are configured"
-                ),
-            )
-        )
+        return public.Clouds(items=tuple(self.clouds))
+
+    def on_list_cloud_types(self, *_: Any) -> Message:
+        return public.CloudTypes(items=CLOUD_TYPES)
+
+    def on_list_cloud_accounts(self, *_: Any) -> Message:
+        return public.CloudAccounts(items=tuple(self.accounts))
+
+    def on_add_cloud(self, _: Any, body: public.CloudForm) -> Message:
+        if body.name in {account.name for account in self.accounts}:
+            raise ConflictError(f"there is a cloud '{body.name}'", value=body.name, hint="choose another name")
+        self.accounts.append(public.CloudAccountView(**dict(body)))
+        return self.accounts[-1]
+
+    def on_change_cloud(self, call: Any, body: public.CloudForm) -> Message:
+        made = public.CloudAccountView(**dict(body))
+        self.accounts = [made if account.name == call.params["cloud"] else account for account in self.accounts]
+        return made
+
+    def on_remove_cloud(self, call: Any, _: Any) -> Message:
+        self.accounts = [account for account in self.accounts if account.name != call.params["cloud"]]
+        return Ack()
+
+    def on_examine_cloud(self, *_: Any) -> Message:
+        return self.examination
+
+    def on_try_cloud(self, *_: Any) -> Message:
+        return self.examination
+
+    def on_move(self, call: Any, _: Any) -> Message:
+        return self._begin(call, "move")
 
     def on_list_applications(self, *_: Any) -> Message:
         return public.Applications(items=tuple(self.applications))

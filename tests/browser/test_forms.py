@@ -1,5 +1,8 @@
 """Forms out of schemas, and back; the picture of a service; instances by role."""
 
+import json
+from decimal import Decimal
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -8,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from conpaas.core.errors import BadInputError
-from conpaas.core.messages.base import Message
+from conpaas.core.messages.base import Message, Secret
 from conpaas.core.messages.public import RoleView
 from conpaas.core.states import NodeState
 from conpaas.web import forms, picture
@@ -48,7 +51,7 @@ def test_each_kind_of_value_has_its_kind_of_field() -> None:
         "count": "integer",
         "on": "switch",
         "label": "text",
-        "extra": "json",
+        "extra": "pairs",
     }
     assert lines["version"].options == ("8.2", "8.3")
     assert lines["limit"].options == ("30", "60", "45")
@@ -66,7 +69,7 @@ def test_a_sent_form_becomes_typed_values() -> None:
         "count": "",
         "on": "true",
         "label": "",
-        "extra": '{"a": 1}',
+        "extra": "a = 1\r\n\r\nb=2",
     }
     assert forms.read(SCHEMA, sent) == {
         "version": "8.3",
@@ -74,7 +77,7 @@ def test_a_sent_form_becomes_typed_values() -> None:
         "ratio": 1.5,
         "on": True,
         "label": "",
-        "extra": {"a": 1},
+        "extra": {"a": 1, "b": 2},
     }
     assert forms.read(SCHEMA, {}) == {"on": False}
 
@@ -83,6 +86,53 @@ def test_a_sent_form_becomes_typed_values() -> None:
 def test_what_is_no_such_value_is_refused_with_its_label(name: str, text: str) -> None:
     with pytest.raises(BadInputError, match=f"(?i){name}"):
         forms.read(SCHEMA, {name: text})
+
+
+class Account(Message):
+    """What cloud accounts have besides."""
+
+    secret: Secret
+    key: Secret | None = Field(default=None, json_schema_extra={"contentMediaType": "application/x-pem-file"})
+    file: Path | None = None
+    sizes: tuple[str, ...] = ("small",)
+    numbers: tuple[int, ...] = ()
+    bid: Decimal | None = None
+    price: Decimal = Decimal(0)
+    hosts: tuple[dict[str, str], ...] = ()
+    name: str = Field(default="", pattern="^[a-z/][a-z-]*$")
+
+
+ACCOUNT = Account.model_json_schema()
+
+
+def test_secrets_are_never_shown_and_lists_have_a_line_for_each_value() -> None:
+    given = {"secret": "hush", "key": "hush", "sizes": ["a", "b"], "hosts": [{"a": "b"}]}
+    lines = {line.name: line for line in forms.fields(ACCOUNT, given)}
+    assert [(line.kind, line.value) for line in (lines["secret"], lines["key"])] == [("secret", ""), ("key", "")]
+    assert (lines["sizes"].kind, lines["sizes"].value) == ("list", "a\nb")
+    assert [lines[name].kind for name in ("bid", "price", "numbers", "hosts")] == ["number", "number", "list", "json"]
+    assert json.loads(lines["hosts"].value) == given["hosts"]
+    assert lines["name"].attributes["pattern"] == r"[a-z\/][a-z\-]*"  # as the browsers' `v` flag wants it
+
+
+def test_what_is_left_as_it_would_be_anyhow_is_not_sent() -> None:
+    same = {"secret": "", "key": "", "file": "", "sizes": "small", "numbers": "", "bid": "", "price": "0", "name": ""}
+    assert forms.differing(ACCOUNT, forms.read(ACCOUNT, same)) == {}
+    other = {"secret": "a", "key": "b\r\nc", "file": "/k", "sizes": "", "numbers": "1\r\n2", "price": "0.5"}
+    assert forms.differing(ACCOUNT, forms.read(ACCOUNT, other)) == {
+        "secret": "a",
+        "key": "b\nc",
+        "file": "/k",
+        "sizes": [],
+        "numbers": [1, 2],
+        "price": 0.5,
+    }
+
+
+def test_what_is_not_json_is_not_repeated_for_there_may_be_secrets_in_it() -> None:
+    with pytest.raises(BadInputError) as refused:
+        forms.read(ACCOUNT, {"hosts": '[{"key": "hush"'})
+    assert "hush" not in json.dumps(refused.value.problem())
 
 
 def test_changes_of_roles_are_signed_numbers() -> None:

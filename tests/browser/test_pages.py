@@ -24,6 +24,10 @@ PATHS = (
     "/applications",
     "/account",
     "/admin",
+    "/admin/clouds",
+    "/admin/clouds/north",
+    "/admin/add-cloud",
+    "/admin/add-cloud?driver=north",
     "/help",
 )
 
@@ -35,6 +39,7 @@ async def width_of(page: Page) -> int:
 
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (1440, True)])
 async def test_every_page_fits_its_screen_and_breaks_no_policy(stage: Stage, width: int, dark: bool) -> None:
+    stage.api.spread()
     page = await stage.visit(width=width, dark=dark)
     for path in PATHS:
         await page.goto(path)
@@ -53,6 +58,8 @@ async def test_names_are_only_ever_text(stage: Stage) -> None:
     api.code = [item.model_copy(update={"filename": NASTY, "description": NASTY}) for item in api.code]
     api.operations = [item.model_copy(update={"message": NASTY, "error": NASTY}) for item in api.operations]
     api.name = NASTY
+    api.clouds = [item.model_copy(update={"title": NASTY, "reason": NASTY}) for item in api.clouds]
+    api.accounts = [item.model_copy(update={"trouble": NASTY, "settings": {"region": NASTY}}) for item in api.accounts]
     page = await stage.visit()
     for path in PATHS:
         await page.goto(path)

@@ -162,3 +162,11 @@ async def listed(cloud: Cloud, *ids: str) -> None:
 async def nothing_left(account: Harness) -> None:
     """Wait until nothing of ours is at the provider: some only promise to end an instance."""
     await eventually(account.leftovers, lambda left: not left, "nothing is left at the provider")
+
+
+async def past_the_hang(act: Callable[[], Awaitable[T]]) -> T:
+    """Act; once more if the provider still had to hang, because a cancelled call had not come to it."""
+    try:
+        return await act()
+    except DeadlineError:
+        return await act()

@@ -29,6 +29,7 @@ from tests.contract._clouds import (
     listed,
     make,
     nothing_left,
+    past_the_hang,
     running,
     troubles,
 )
@@ -394,9 +395,9 @@ async def test_a_call_that_hangs_can_be_cancelled_and_holds_up_no_other(
 
     assert calling.cancelled()
     await listed(cloud, vm.id)
-    two = await make(cloud, "i-two")
+    two = await past_the_hang(lambda: make(cloud, "i-two"))
     for made in (vm, two):
-        await cloud.delete(made.id)
+        await past_the_hang(partial(cloud.delete, made.id))
     await nothing_left(account)
 
 

@@ -108,6 +108,10 @@ def test_every_role_has_an_agent_that_loads(kind: ServiceType) -> None:
         assert issubclass(agent.config, Message)
 
 
+def test_a_role_that_keeps_data_is_one_of_nodes(kind: ServiceType) -> None:
+    assert all(role.scalable for role in kind.roles if role.volume), "the manager's own instance has no volumes"
+
+
 def test_its_commands_load(kind: ServiceType) -> None:
     for command in kind.commands:
         assert callable(plugins.load(command.run))

@@ -127,8 +127,8 @@ class Proxy:
         return None
 
     def _hang_up(self, request: web.Request) -> web.Response:
-        assert request.transport is not None
-        request.transport.abort()
+        if request.transport is not None:  # else the client was faster
+            request.transport.abort()
         return web.Response()
 
     async def _answer(

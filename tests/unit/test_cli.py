@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import click
@@ -16,11 +17,13 @@ from click.testing import CliRunner, Result
 from conpaas.cli.config import Config
 from conpaas.cli.root import root
 from conpaas.core.errors import BadInputError
+from conpaas.core.messages.model import Cost
 from conpaas.core.messages.public import Live
 from conpaas.core.states import ServiceState
-from tests.fakes.api import TOKEN, FakeApi, serving_in_thread
+from tests.fakes.api import TOKEN, FakeApi, node, serving_in_thread
 
 Run = Callable[..., Result]
+SITE = "http://127.9.0.2:8080/"
 
 
 @pytest.fixture
@@ -123,14 +126,16 @@ def test_wrong_words_are_exit_code_2(run: Run) -> None:
 
 
 def test_ls_in_a_pipe_is_plain_columns(run: Run, api: FakeApi) -> None:
-    api.add("blog")
+    elsewhere = node(4, "web").model_copy(update={"cloud": "ec2"})
+    cost = Cost(hourly={"USD": Decimal("0.04")}, total={"USD": Decimal("1.5")})
+    api.add("blog", nodes=(node(1, kind="manager"), node(3, "web"), elsewhere), cost=cost)
     api.add("empty", ServiceState.INIT, nodes=(), urls={})
 
     text = re.sub(r"Since +|\d+ days ago +", "| ", run("ls").stdout)
     assert lines(text) == [
-        "Name   Type  Application  State    | Instances  Cloud  Address                 Id",
-        "blog   php   shop         RUNNING  | 3          local  http://127.9.0.2:8080/  svc-1",
-        "empty  php   shop         INIT     | 0          local                          svc-2",
+        f"Name   Type  Application  State    | Instances  Cloud       Address{' ' * 17}Per hour    So far    Id",
+        f"blog   php   shop         RUNNING  | 3          local, ec2  {SITE}  0.04 USD/h  1.50 USD  svc-1",
+        f"empty  php   shop         INIT     | 0          local{' ' * 53}svc-2",
     ]
 
 

@@ -424,7 +424,7 @@ from tests.fakes.clouds import request
 
 async def main():
     context = CloudContext(name="local", deployment="dep-ours", directory=pathlib.Path(sys.argv[1]), clock=SYSTEM_CLOCK)
-    cloud = local.CLOUD.driver(local.LocalSettings(command=("/bin/sleep", "1000")), context)
+    cloud = local.CLOUD.open(local.LocalSettings(command=("/bin/sleep", "1000")), context)
     print("begin", flush=True)
     for number in range(3):
         await cloud.create(request(f"i-{number}"))

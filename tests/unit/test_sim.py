@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,18 @@ from looptime import LoopTimeProxy
 
 from conpaas.cloud import sim
 from conpaas.core.clock import SYSTEM_CLOCK
-from conpaas.core.cloud import Cloud, CloudContext, VmState
-from conpaas.core.errors import CloudBusyError, ConpaasError, DeadlineError, QuotaExceededError
-from tests.fakes.clouds import request
+from conpaas.core.cloud import Cloud, CloudContext, VmState, Volume, VolumeState
+from conpaas.core.errors import (
+    CloudBusyError,
+    CloudCredentialsError,
+    CloudRefusedError,
+    ConpaasError,
+    DeadlineError,
+    NoCapacityError,
+    QuotaExceededError,
+    ThrottledError,
+)
+from tests.fakes.clouds import request, volume_request
 
 
 @pytest.fixture
@@ -23,12 +33,19 @@ async def account(tmp_path: Path) -> AsyncIterator[sim.Account]:
 
 
 @pytest.fixture
-def cloud(account: sim.Account, tmp_path: Path) -> Cloud:
-    return sim.CLOUD.driver(sim.SimSettings(), context(tmp_path))
+def cloud(account: sim.Account, tmp_path: Path) -> sim.SimCloud:
+    return opened(tmp_path)
+
+
+def opened(directory: Path, settings: sim.SimSettings | None = None) -> sim.SimCloud:
+    """Open a driver; the account of its directory is made with the settings of the first one."""
+    cloud = sim.CLOUD.open(settings or sim.SimSettings(), context(directory))
+    assert isinstance(cloud, sim.SimCloud)
+    return cloud
 
 
 def context(directory: Path) -> CloudContext:
-    return CloudContext(name="sim", deployment="dep-one", directory=directory, clock=SYSTEM_CLOCK)
+    return CloudContext(name="sim", deployment="dep-one", directory=directory, clock=SYSTEM_CLOCK, deadline_s=20)
 
 
 @pytest.mark.looptime
@@ -142,3 +159,178 @@ async def test_a_cancelled_create_may_have_taken_effect(
         creating.cancel()
         await asyncio.wait([creating])
         assert len(account.vms) == made
+
+
+# -- the provider's limits ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.looptime
+async def test_who_asks_too_often_is_told_when_to_come_back(looptime: LoopTimeProxy, tmp_path: Path) -> None:
+    cloud = opened(tmp_path, sim.SimSettings(creates_per_s=5, creates_burst=2))
+    for number in range(2):
+        await cloud.create(request(f"i-{number}"))
+    for number in range(2, 10):
+        with pytest.raises(ThrottledError, match="5 requests per second") as caught:
+            await cloud.create(request(f"i-{number}"))
+        await asyncio.sleep(caught.value.retry_after_s or 0)
+        await cloud.create(request(f"i-{number}"))
+
+    assert looptime == pytest.approx(8 / 5)
+    assert len(await cloud.list()) == 10
+
+
+@pytest.mark.looptime
+async def test_two_hundred_at_once_are_throttled_by_the_account_not_by_the_driver(
+    looptime: LoopTimeProxy, tmp_path: Path
+) -> None:
+    drivers = [opened(tmp_path, sim.SimSettings(creates_per_s=5, creates_burst=5)) for _ in range(2)]
+    asked = (drivers[number % 2].create(request(f"i-{number}")) for number in range(200))
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+
+    assert len([answer for answer in answers if isinstance(answer, ThrottledError)]) == 195
+    assert len(await drivers[0].list()) == 5
+
+
+@pytest.mark.looptime
+async def test_a_full_provider_says_so_until_it_has_room(
+    looptime: LoopTimeProxy, account: sim.Account, cloud: sim.SimCloud
+) -> None:
+    account.full = "no host has 4 cores free"
+    with pytest.raises(NoCapacityError, match="no host has 4 cores free"):
+        await cloud.create(request("i-one"))
+    account.full = ""
+
+    assert (await cloud.create(request("i-one"))).token == "i-one"
+
+
+@pytest.mark.looptime
+async def test_a_provider_that_queues_says_what_an_instance_waits_for(
+    looptime: LoopTimeProxy, account: sim.Account, cloud: sim.SimCloud
+) -> None:
+    account.queued = "cannot dispatch: no host with enough memory"
+    vm = await cloud.create(request("i-one"))
+    assert (vm.state, vm.reason) == (VmState.PENDING, account.queued)
+
+    await asyncio.sleep(60)
+    seen = await cloud.describe(vm.id)
+    assert (seen.state, seen.reason) == (VmState.RUNNING, "")
+
+
+@pytest.mark.looptime
+async def test_an_address_can_be_sold_twice(looptime: LoopTimeProxy, account: sim.Account, cloud: sim.SimCloud) -> None:
+    account.addresses.extend(["10.77.0.9", "10.77.0.9"])
+    for number in range(3):
+        await cloud.create(request(f"i-{number}"))
+    await asyncio.sleep(30)
+
+    assert [vm.address for vm in await cloud.list()] == ["10.77.0.9", "10.77.0.9", "10.77.0.3"]
+
+
+# -- weather --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.looptime
+async def test_credentials_may_expire_for_all_calls_until_they_are_renewed(
+    looptime: LoopTimeProxy, account: sim.Account, cloud: sim.SimCloud
+) -> None:
+    vm = await cloud.create(request("i-one"))
+    account.weather = CloudCredentialsError("the token has expired")
+    calls = (cloud.list, lambda: cloud.describe(vm.id), lambda: cloud.delete(vm.id), cloud.list_volumes, cloud.sizes)
+    for call in calls:
+        with pytest.raises(CloudCredentialsError, match="expired"):
+            await call()
+    assert [(finding.name, finding.ok) for finding in await cloud.examine()] == [
+        ("the endpoint", True),
+        ("the credentials", False),
+    ]
+    account.weather = None
+
+    assert (await cloud.describe(vm.id)).id == vm.id
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize(("outcome", "made"), [(sim.Hang(), 0), (sim.Late(20), 1)])
+async def test_no_call_takes_longer_than_its_deadline(
+    looptime: LoopTimeProxy, account: sim.Account, cloud: sim.SimCloud, outcome: sim.Outcome, made: int
+) -> None:
+    account.fail("create", outcome)
+    with pytest.raises(DeadlineError, match="20 s"):
+        await cloud.create(request("i-one"))
+
+    assert looptime == 20
+    assert len(account.vms) == made
+
+
+@pytest.mark.looptime
+async def test_a_late_answer_within_the_deadline_is_none(
+    looptime: LoopTimeProxy, account: sim.Account, cloud: sim.SimCloud
+) -> None:
+    account.fail("create", sim.Late(18))
+
+    assert (await cloud.create(request("i-one"))).token == "i-one"
+    assert looptime == 19
+
+
+@pytest.mark.looptime
+async def test_a_driver_believes_itself_for_as_long_as_the_provider_may_lag(
+    looptime: LoopTimeProxy, tmp_path: Path
+) -> None:
+    cloud = opened(tmp_path, sim.SimSettings(lag_s=10))
+    account = sim.account(context(tmp_path))
+    account.unknown_to.extend([{"describe", "list"}, set()])
+    vm, vanished = await cloud.create(request("i-one")), await cloud.create(request("i-two"))
+    await account.vanish(vanished.id)
+
+    assert [found.token for found in await cloud.list()] == []
+    assert [await cloud.describe(vm.id) for _ in range(2)] == [vm] * 2
+    assert (await cloud.describe(vanished.id)).state is VmState.RUNNING
+    await asyncio.sleep(10)
+    assert (await cloud.describe(vanished.id)).state is VmState.GONE
+    assert (await opened(tmp_path).describe("sim-9")).state is VmState.GONE
+
+
+# -- volumes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.looptime
+async def test_volumes_take_their_time(looptime: LoopTimeProxy, tmp_path: Path) -> None:
+    cloud = opened(tmp_path, sim.SimSettings(volume_s=3))
+    vm = await cloud.create(request("i-one"))
+    made = await cloud.create_volume(volume_request("v-one"))
+
+    async def settled(volume: Volume) -> Volume:
+        assert volume.state is VolumeState.PENDING
+        await asyncio.sleep(3)
+        return await cloud.describe_volume(volume.id)
+
+    assert (await settled(made)).state is VolumeState.AVAILABLE
+    attached = await settled(await cloud.attach(made.id, vm.id))
+    assert (attached.state, attached.vm) == (VolumeState.ATTACHED, vm.id)
+    await cloud.delete(vm.id)
+    assert (await settled(await cloud.describe_volume(made.id))).state is VolumeState.AVAILABLE
+
+
+@pytest.mark.looptime
+async def test_volumes_do_not_leave_their_zone_and_have_a_quota(looptime: LoopTimeProxy, tmp_path: Path) -> None:
+    cloud = opened(tmp_path, sim.SimSettings(max_volumes=1))
+    first, second = await cloud.zones()
+    vm = await cloud.create(replace(request("i-one"), zone=first))
+    volume = await cloud.create_volume(replace(volume_request("v-one"), zone=second))
+
+    with pytest.raises(CloudRefusedError, match=f"{second}.*{first}"):
+        await cloud.attach(volume.id, vm.id)
+    with pytest.raises(QuotaExceededError, match="1 of 1 volumes"):
+        await cloud.create_volume(volume_request("v-two"))
+    assert {room.name: (room.used, room.limit) for room in await cloud.quota()}["volumes"] == (1, 1)
+
+
+@pytest.mark.looptime
+async def test_a_console_shows_the_end_of_what_was_printed(
+    looptime: LoopTimeProxy, account: sim.Account, cloud: sim.SimCloud
+) -> None:
+    vm = await cloud.create(request("i-one"))
+    account.vms[vm.id].printed = "ä" * 65536 + "the end"
+
+    text = await cloud.console(vm.id)
+    assert text.endswith("the end")
+    assert len(text.encode()) in {65535, 65536}

@@ -47,6 +47,7 @@ export function goOn(form, words) {
   form.dispatchEvent(new CustomEvent("conpaas:done", { bubbles: true }));
   toast(words.message);
   if (words.secret) show(words.secret);
+  if (words.html) form.querySelector(".findings").innerHTML = words.html; // made by our own templates
   if (words.result !== undefined) answer(form, words.result);
   return refresh();
 }
@@ -72,7 +73,7 @@ document.addEventListener("submit", async (event) => {
   quieten(form);
   button?.setAttribute("aria-busy", "true");
   const { ok, status, words } = await answerOf(
-    fetch(form.action, {
+    fetch(event.submitter?.getAttribute("formaction") ?? form.action, {
       method: "POST",
       body: new URLSearchParams(new FormData(form, event.submitter)),
       headers: { Accept: "application/json", "X-CSRF-Token": csrf() },

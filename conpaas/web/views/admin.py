@@ -18,14 +18,14 @@ async def administration(request: web.Request) -> web.Response:
     me = await api.me()
     if not me.admin:
         raise ForbiddenError("this page is for administrators", hint="ask one of them")
-    users, clouds, instances = await asyncio.gather(api.users(), api.clouds(), api.instances())
+    users, accounts, instances = await asyncio.gather(api.users(), api.cloud_accounts(), api.instances())
     return pages.page(
         request,
         "admin.html",
         me=me,
         users=users,
         names={user.id: user.username for user in users},
-        clouds=clouds,
+        accounts=accounts,
         instances=instances,
     )
 

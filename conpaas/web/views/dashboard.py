@@ -7,7 +7,7 @@ from aiohttp import web
 
 from conpaas.core.messages.model import ServiceView
 from conpaas.core.messages.public import ApplicationView
-from conpaas.web import pages, visits
+from conpaas.web import pages, places, visits
 
 routes = web.RouteTableDef()
 
@@ -42,16 +42,13 @@ async def choose(request: web.Request) -> web.Response:
     """Show what can be created, and where."""
     api = await visits.api(request)
     me, types, clouds, applications = await asyncio.gather(api.me(), api.types(), api.clouds(), api.applications())
-    chosen = next((cloud.name for cloud in clouds if cloud.default and cloud.enabled), None)
-    chosen = chosen or next((cloud.name for cloud in clouds if cloud.enabled), None)
     return pages.page(
         request,
         "create.html",
         me=me,
         types=types,
         type=next((kind.name for kind in types if kind.enabled), None),
-        clouds=clouds,
-        cloud=chosen,
+        choices=places.choices(clouds),
         applications=applications,
         application=request.query.get("application"),
     )
@@ -65,10 +62,13 @@ async def create(request: web.Request) -> web.Response:
     application = str(form.get("application", "")) or None
     if new := str(form.get("new_application", "")).strip():
         application = (await api.create_application(new)).id
+    cloud = str(form.get("cloud", ""))
     service = await api.create(
         type=str(form.get("type", "")),
         name=str(form.get("name", "")).strip() or None,
-        cloud=str(form.get("cloud", "")) or None,
+        cloud=cloud or None,
+        size=str(form.get(f"size-{cloud}", "")) or None,
+        fallback=[str(name) for name in form.getall("fallback", ())],
         application=application,
         key=str(form.get("key", "")) or None,
     )

@@ -19,12 +19,14 @@ from conpaas.core.messages.public import RoleView, ServiceTypeView
 from conpaas.core.service import PACKAGE, ServiceType
 from conpaas.core.states import NodeState, OperationState
 from conpaas.sdk import Conpaas
-from conpaas.web import forms, pages, picture, visits
+from conpaas.web import forms, pages, picture, places, visits
 
 routes = web.RouteTableDef()
 SERVICE = "/services/{service:[A-Za-z0-9-]+}"
 _OPERATIONS_SHOWN = 5
 _HISTORY_SHOWN = 100
+_ON = "on_cloud"
+"""The field that names the cloud of a change: no role can be called that."""
 
 
 class Page(Protocol):
@@ -67,7 +69,7 @@ async def show(request: web.Request) -> web.Response:
         service=service,
         kind=kind,
         hues=_hues(kind),
-        cloud=next((cloud.title for cloud in clouds if cloud.name == service.cloud), service.cloud),
+        places=places.places(service, clouds),
         groups=groups(kind.roles, service.nodes),
         counts=_counts(service.nodes),
         picture=picture.draw(kind.roles, service.nodes),
@@ -208,11 +210,31 @@ async def rename(request: web.Request) -> web.Response:
 
 @routes.post(f"{SERVICE}/scale")
 async def scale(request: web.Request) -> web.Response:
-    """Add and remove instances by role."""
+    """Add and remove instances by role, on the service's own cloud or on another one."""
     api = await visits.api(request)
     form = await request.post()
-    changes = forms.read_changes(form, [name for name in form if name != "csrf"])
-    return _begun(request, await api.scale(request.match_info["service"], changes))
+    changes = forms.read_changes(form, [name for name in form if name not in {"csrf", _ON}])
+    cloud = str(form.get(_ON, "")) or None
+    return _begun(request, await api.scale(request.match_info["service"], changes, cloud=cloud))
+
+
+@routes.post(f"{SERVICE}/move")
+async def move(request: web.Request) -> web.Response:
+    """Move a service to another cloud, or to machines of another size."""
+    api = await visits.api(request)
+    service = await api.service(request.match_info["service"])
+    form = await request.post()
+    cloud = str(form.get("cloud", "")) or service.cloud
+    size = str(form.get(f"size-{cloud}", ""))
+    fallback = [str(name) for name in form.getall("fallback", ())] if "with_fallback" in form else None
+    operation = await api.move(
+        service.id,
+        cloud=cloud,
+        fallback=fallback,
+        sizes={**service.wanted.sizes, cloud: size} if size else None,
+        generation=service.generation,
+    )
+    return _begun(request, operation)
 
 
 @routes.post(f"{SERVICE}/settings")
