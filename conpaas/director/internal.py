@@ -104,7 +104,18 @@ class Internal:
 
     async def enrol(self, _: Call, body: internal.Enrol) -> internal.Certificate:
         """Give a first certificate."""
-        return await self._background.finish(self._enrolment.enrol(body.token.get_secret_value(), body.csr))
+        token = body.token.get_secret_value()
+        certificate = await self._background.finish(self._enrolment.enrol(token, body.csr))
+        instance = token.partition(".")[0]
+        self._background.start(f"locate {instance}", self._locate(instance))
+        return certificate
+
+    async def _locate(self, instance_id: str) -> None:
+        """Ask the cloud where an instance is that has enrolled, if that is not known yet."""
+        async with self._db.read() as session:
+            instance = await instance_of(session, instance_id)
+        if not instance.address:
+            await self._ledger.describe(instance_id)
 
     async def boot(self, _: Call, body: internal.BootReport) -> Ack:
         """Take down how far a booting instance has come."""

@@ -78,7 +78,10 @@ class Reports:
                 enter(instance, NodeState.SERVING if there else NodeState.CONFIGURING, now)
             if instance.id in said:
                 _note_node(instance, said[instance.id], now)
-        service.urls, service.facts = report.urls, report.facts
+        if not Wanted.model_validate(service.wanted).running:
+            service.urls, service.facts = report.urls, report.facts
+        else:  # a new manager that has yet to look around knows none
+            service.urls, service.facts = report.urls or service.urls, report.facts or service.facts
         if report.generation == service.generation:
             self._move(session, service, report, now)
         for operation in await lifecycle.under_way(session, service.id):

@@ -32,6 +32,10 @@ USABLE = frozenset({NodeState.CONFIGURING, NodeState.SERVING, NodeState.DEGRADED
 ENDED = frozenset({NodeState.LOST, NodeState.DELETING, NodeState.GONE})
 
 
+LOCATE_S = 0.5
+"""How often a cloud is asked where a node is."""
+
+
 @dataclass
 class Handle:
     """One node: the ledger's view of it, and how it last answered."""
@@ -100,13 +104,14 @@ class Nodes:
         self._member, self._timings, self._clock, self._changed = member, timings, clock, changed
         self._context = member.context
         self.handles: dict[str, Handle] = {}
+        self._closing = tasks.Background()
 
     def learn(self, views: Iterable[NodeView]) -> list[Handle]:
         """Take over the ledger's list; return the handles that are new and must be asked until they answer."""
         fresh = []
         known = {view.id: view for view in views}
         for gone in set(self.handles) - set(known):
-            del self.handles[gone]
+            self._drop(self.handles.pop(gone))
         for view in known.values():
             handle = self.handles.get(view.id)
             if handle is None:
@@ -115,11 +120,17 @@ class Nodes:
                 if state is NodeState.BOOTING:
                     fresh.append(handle)
             elif handle.view.address != view.address:
-                handle.client = None
+                self._drop(handle)
             handle.view = view
             if view.state in ENDED and handle.state not in ENDED:
                 self.move(handle, view.state, view.reason)  # its cloud says so, or its creation was cut short
         return fresh
+
+    def _drop(self, handle: Handle) -> None:
+        """Close the connection to a node that is not there any more."""
+        if handle.client is not None:
+            self._closing.start(f"close {handle.client.base}", handle.client.close())
+            handle.client = None
 
     def living(self) -> list[Handle]:
         """Return the nodes that are not on their way out, in the order of their creation."""
@@ -149,7 +160,10 @@ class Nodes:
         pause = self._timings.boot_poll_s
         reason = "no address yet"
         while handle.state not in ENDED:
-            if handle.view.address:
+            if not handle.view.address:
+                await self._locate(handle)
+                pause = self._timings.boot_poll_s if handle.view.address else LOCATE_S
+            else:
                 try:
                     await self._ask(handle)
                 except PeerError as exc:
@@ -164,6 +178,15 @@ class Nodes:
                 )
             await self._clock.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311  (not a secret)
             pause = min(pause * 1.3, self._timings.boot_poll_s * 50)
+
+    async def _locate(self, handle: Handle) -> None:
+        """Have the director ask the cloud where a node is, which did not know it when it said yes."""
+        try:
+            handle.view = await self._member.director.call(
+                DESCRIBE_INSTANCE, id=self._context.service, instance=handle.view.id
+            )
+        except ConpaasError as exc:
+            log.debug("cannot-describe", node=handle.view.id, error=exc.message)
 
     def _boot_deadline(self, handle: Handle, asked: float) -> float:
         """Return when a node counts as never booting, a Unix time: its time runs once its cloud has said yes."""
@@ -316,3 +339,4 @@ class Nodes:
         """Close all connections."""
         closing: list[Awaitable[None]] = [h.client.close() for h in self.handles.values() if h.client is not None]
         await asyncio.gather(*closing)
+        await self._closing.close()

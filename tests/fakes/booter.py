@@ -35,19 +35,14 @@ class _Computer(LocalCloud):
 class Booter:
     """Instances of one fake provider, by the ids that it gives them."""
 
-    def __init__(self, directory: Path, network: str) -> None:
+    def __init__(self, directory: Path) -> None:
         context = CloudContext(name="played", deployment="played", directory=directory, clock=SYSTEM_CLOCK)
         self._computer = _Computer(LocalSettings(zygote=False), context)
-        self._network = network
         self._turn = asyncio.Lock()
         self._ended: set[str] = set()
         self._closed = False
         self.booted: list[str] = []
         """Ids of all instances that were started, in that order."""
-
-    def address(self, number: int) -> str:
-        """Return the address of the network with that number."""
-        return self._network.replace(".0/24", f".{number}")
 
     async def boot(self, vm: str, address: str, document: str) -> None:
         """Start the daemon that the contextualization document asks for; its address is found out, not told."""
@@ -87,9 +82,9 @@ async def network() -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def booter(directory: Path, block: str) -> AsyncIterator[Booter]:
-    """Run instances in `directory`, with addresses of `block`, until the end of the block."""
-    one = Booter(directory, block)
+async def booter(directory: Path) -> AsyncIterator[Booter]:
+    """Run instances in `directory`, until the end of the block."""
+    one = Booter(directory)
     try:
         yield one
     finally:

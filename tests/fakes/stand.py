@@ -42,6 +42,8 @@ class Stand:
         self.data = directory / "data"
         self.port = free_port()
         self.director = 0
+        self.ending_s = 0.0
+        """How long a cloud may take to end what it has promised to end."""
         self._started = 0
         self._env = {
             **{name: value for name, value in os.environ.items() if not name.startswith("CONPAAS_")},
@@ -127,6 +129,12 @@ class Stand:
 
     async def nothing_is_left(self) -> None:
         """Assert that no cloud holds an instance: no process, no folder, no record."""
+
+        async def ended() -> bool | None:
+            return None if any((self.data / "clouds").glob("*/.records/*.json")) else True
+
+        if self.ending_s:
+            await tasks.wait_for(ended, timeout_s=self.ending_s, what="the end of instances", clock=SYSTEM_CLOCK)
         for cloud in (self.data / "clouds").iterdir():
             self.nothing_is_left_on(cloud.name)
 
@@ -134,7 +142,7 @@ class Stand:
         """Assert that one cloud holds no instance."""
         home = self.data / "clouds" / cloud
         records = [path for path in (home / ".records").glob("*") if path.suffix in {".json", ".pid"}]
-        folders = [path for path in home.glob("*") if path.name not in {".records", ".volumes"}]
+        folders = [path for path in home.glob("*") if path.is_dir() and path.name not in {".records", ".volumes"}]
         assert records == []
         assert folders == []
         assert self.processes(home) == []
