@@ -14,6 +14,11 @@ class TokenBucket:
         self._per_s, self._burst, self._clock = per_s, max(1, burst), clock
         self._tokens, self._at = float(self._burst), clock.monotonic()
 
+    @property
+    def gap_s(self) -> float:
+        """Seconds between two turns."""
+        return 1 / self._per_s
+
     async def take(self) -> None:
         """Wait for a turn."""
         self._fill()

@@ -107,12 +107,13 @@ class Account:
 
         What a driver does not foresee is a PeerError too: it is a plug-in, and its bugs must not end the director.
         """
-        if verb in self._buckets:
-            await self._buckets[verb].take()
+        bucket = self._buckets.get(verb)
+        if bucket is not None:
+            await bucket.take()
         async with self.calls:
             try:
                 async with asyncio.timeout(self.deadline_s * _PATIENCE):
-                    answer = await call()
+                    answer = await self._in_turn(bucket, call)
             except ConpaasError as exc:
                 self._note(exc, verb)
                 raise
@@ -127,6 +128,16 @@ class Account:
                 raise broken from exc
         self._silent_since, self.trouble = None, ""
         return answer
+
+    async def _in_turn(self, bucket: TokenBucket | None, call: Callable[[], Awaitable[T]]) -> T:
+        """Make a call whose turn it is; one that comes a little too early for the provider waits that little."""
+        while True:
+            try:
+                return await call()
+            except ThrottledError as exc:
+                if bucket is None or not 0 < (exc.retry_after_s or 0) <= bucket.gap_s:
+                    raise
+                await self.clock.sleep(exc.retry_after_s or 0)
 
     def _note(self, error: ConpaasError, verb: str) -> None:
         """Remember what concerns the account as a whole."""

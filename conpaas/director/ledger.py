@@ -5,7 +5,7 @@ token by which its cloud knows the request.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -396,13 +396,15 @@ class Ledger:
         async with asyncio.TaskGroup() as group:  # a cloud that hangs holds up no other
             for account in list(self._clouds.accounts.values()):
                 if account.cloud is not None:
-                    group.create_task(self._reconcile_or_skip(account, account.cloud), name=f"reconcile {account.name}")
+                    work = self._reconcile(account, account.cloud)
+                    group.create_task(self._or_skip(account.name, work), name=f"reconcile {account.name}")
 
-    async def _reconcile_or_skip(self, account: Account, cloud: Cloud) -> None:
+    async def _or_skip(self, cloud: str, work: Awaitable[None]) -> None:
+        """Do one part of a round; what a cloud cannot do now is for the next one, and keeps nothing else from it."""
         try:
-            await self._reconcile(account, cloud)
+            await work
         except ConpaasError as exc:
-            log.warning("reconcile-skipped", cloud=account.name, error=exc.message)
+            log.warning("reconcile-skipped", cloud=cloud, error=exc.message)
 
     async def _reconcile(self, account: Account, cloud: Cloud) -> None:
         before, name = self._clock.now(), account.name
@@ -415,10 +417,12 @@ class Ledger:
         strange = [vm for vm in vms if vm not in ours and vm.token not in self._launching]
         async with asyncio.TaskGroup() as group:
             for vm in strange:
-                group.create_task(self._end_orphan(account, cloud, vm, before), name=f"orphan {vm.id}")
+                ending = self._end_orphan(account, cloud, vm, before)
+                group.create_task(self._or_skip(name, ending), name=f"orphan {vm.id}")
             for row in rows.values():
                 if row.id not in self._launching:
-                    group.create_task(self._settle(row, found.get(row.id), before), name=f"settle {row.id}")
+                    settling = self._settle(row, found.get(row.id), before)
+                    group.create_task(self._or_skip(name, settling), name=f"settle {row.id}")
         for key in [key for key in self._orphans if key[0] == name and key[1] not in {vm.id for vm in strange}]:
             del self._orphans[key]
 
@@ -435,7 +439,10 @@ class Ledger:
 
     async def _settle_intent(self, row: Instance, vm: Vm | None) -> None:
         """Finish what a crash or a lost answer left open: adopt it, ask again, or give it up."""
-        if vm is not None:
+        if vm is not None and vm.state is VmState.FAILED:  # half made: asked for anew when it is out of the way
+            cloud = self._clouds.usable(row.cloud)
+            await self._clouds.account(row.cloud).ask("delete", lambda: cloud.delete(vm.id))
+        elif vm is not None:
             await self.adopt(row.id, vm)
         elif self._clock.now() - row.created > timedelta(seconds=self._settings.timings.node_boot_timeout_s):
             await self.never_made(row.id, "the cloud has not made it in time")

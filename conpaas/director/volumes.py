@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from conpaas.core import ids
 from conpaas.core.clock import Clock
 from conpaas.core.cloud import HasVolumes, Volume, VolumeRequest, VolumeState
-from conpaas.core.errors import BadInputError, ConflictError, ConpaasError
+from conpaas.core.errors import BadInputError, CloudRefusedError, ConflictError, ConpaasError
 from conpaas.core.messages.internal import VolumeView
 from conpaas.core.states import NodeState
 from conpaas.director import catalogue
@@ -113,13 +113,36 @@ class Volumes:
         if not row.cloud_id:
             return await self._create(disks, row)
         seen = await disks.describe(row.cloud_id)
-        if seen.state is V.FAILED or (seen.state is V.GONE and not await disks.of(row.id)):
-            await self._lose(row, seen.reason or f"the cloud says it is {seen.state}")
-        elif seen.state is V.AVAILABLE:
-            return await disks.attach(row.cloud_id, instance.cloud_id)
-        elif seen.state is V.ATTACHED and seen.vm != instance.cloud_id and not await self._is_held(row, seen):
-            return await disks.detach(row.cloud_id)
+        match seen.state:
+            case V.FAILED:
+                await self._replace(disks, row, seen)
+            case V.GONE if not await disks.of(row.id):  # else it was mistaken for a moment
+                await self._lose(row, seen.reason or "its cloud does not know it any more")
+            case V.AVAILABLE:
+                await self._note_use(row)
+                return await disks.attach(row.cloud_id, instance.cloud_id)
+            case V.ATTACHED if seen.vm != instance.cloud_id and not await self._is_held(row, seen):
+                return await disks.detach(row.cloud_id)
+            case _:
+                pass
         return seen
+
+    async def _replace(self, disks: "_Disks", row: VolumeRow, seen: Volume) -> None:
+        """Give up a volume that could not be made; CloudRefusedError if there may be data on it: it is not ours to."""
+        if row.used:
+            raise CloudRefusedError(
+                f"cloud '{row.cloud}' says that volume {row.cloud_id}, with the data of a '{row.role}', has failed:"
+                f" {seen.reason or 'no reason is given'}",
+                value=row.id,
+                hint="repair it there, and all goes on; or terminate the service, and its data with it",
+            )
+        await disks.delete(row.cloud_id)
+        await self._lose(row, seen.reason or "it could not be made")
+
+    async def _note_use(self, row: VolumeRow) -> None:
+        if not row.used:
+            async with self._db.write() as session:
+                (await _volume_of(session, row.id)).used = True
 
     async def _is_held(self, row: VolumeRow, seen: Volume) -> bool:
         """Tell whether the node that had the volume before may still write to it: it is to end first."""
@@ -145,7 +168,7 @@ class Volumes:
         return made
 
     async def _lose(self, row: VolumeRow, reason: str) -> None:
-        """Write down that a volume, and what was on it, is gone; the next call makes an empty one."""
+        """Write down that a volume is gone, with what was on it; the next call makes an empty one."""
         now = self._clock.now()
         async with self._db.write() as session:
             kept = await _volume_of(session, row.id)
@@ -153,7 +176,8 @@ class Volumes:
                 return
             kept.deleted, kept.instance_id = now, None
             service = await service_of(session, row.service_id)
-            message = f"{row.id} with the data of a '{row.role}': {reason}"
+            what = f"with the data of a '{row.role}'" if kept.used else f"for a '{row.role}', still empty"
+            message = f"{row.id} {what}: {reason}"
             record(session, "volume-lost", at=now, actor="director", service=service, message=message)
         log.error("volume-lost", volume=row.id, reason=reason)
 

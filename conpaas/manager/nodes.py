@@ -161,8 +161,7 @@ class Nodes:
         reason = "no address yet"
         while handle.state not in ENDED:
             if not handle.view.address:
-                await self._locate(handle)
-                pause = self._timings.boot_poll_s if handle.view.address else LOCATE_S
+                pause = self._timings.boot_poll_s if await self._locate(handle) else LOCATE_S
             else:
                 try:
                     await self._ask(handle)
@@ -179,14 +178,15 @@ class Nodes:
             await self._clock.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311  (not a secret)
             pause = min(pause * 1.3, self._timings.boot_poll_s * 50)
 
-    async def _locate(self, handle: Handle) -> None:
-        """Have the director ask the cloud where a node is, which did not know it when it said yes."""
+    async def _locate(self, handle: Handle) -> bool:
+        """Have the director ask the cloud where a node is, which did not know it when it said yes; tell if it knows."""
         try:
             handle.view = await self._member.director.call(
                 DESCRIBE_INSTANCE, id=self._context.service, instance=handle.view.id
             )
         except ConpaasError as exc:
             log.debug("cannot-describe", node=handle.view.id, error=exc.message)
+        return bool(handle.view.address)
 
     def _boot_deadline(self, handle: Handle, asked: float) -> float:
         """Return when a node counts as never booting, a Unix time: its time runs once its cloud has said yes."""

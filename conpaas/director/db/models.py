@@ -251,6 +251,8 @@ class VolumeRow(Base):
     zone: Mapped[str] = mapped_column(String(60), default="")
     size: Mapped[int] = mapped_column(BigInteger)
     """Bytes."""
+    used: Mapped[bool] = mapped_column(default=False)
+    """A node has had it: there may be data on it."""
     instance_id: Mapped[str | None] = mapped_column(ForeignKey("instances.id"))
     """Whose it is: the node that it is, or is being, attached to."""
     created: Mapped[datetime]

@@ -36,6 +36,7 @@ def upgrade() -> None:
         sa.Column("cloud_id", sa.String(length=200), nullable=False),
         sa.Column("zone", sa.String(length=60), nullable=False),
         sa.Column("size", sa.BigInteger(), nullable=False),
+        sa.Column("used", sa.Boolean(), nullable=False),
         sa.Column("instance_id", sa.String(length=60), nullable=True),
         sa.Column("created", models.UtcDateTime(timezone=True), nullable=False),
         sa.Column("deleted", models.UtcDateTime(timezone=True), nullable=True),
