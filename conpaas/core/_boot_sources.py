@@ -217,5 +217,5 @@ async def read_metadata(base: str = METADATA) -> Found | None:
                 answer.raise_for_status()
                 text = await answer.text("utf-8")
     except (aiohttp.ClientError, TimeoutError, UnicodeDecodeError, OSError) as exc:
-        raise PeerError(f"the metadata service at {base} does not answer: {exc or 'too late'}") from exc
+        raise PeerError(f"the metadata service at {base} does not answer: {str(exc) or 'too late'}") from exc
     return Found(where="metadata service", text=text) if text.strip() else None

@@ -11,7 +11,7 @@ BUILD = Path(__file__).parents[2] / "bootstrap/image/build"
 @functools.cache
 def built_image() -> Path:
     """Return the folder of the image; the first time on a computer it takes some minutes."""
-    argv = [BUILD, "--engines", "php", "--python", sys.executable]
+    argv = [str(BUILD), "--engines", "php", "--python", sys.executable]
     done = subprocess.run(argv, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return Path(done.stdout.strip())
