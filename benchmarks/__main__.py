@@ -3,16 +3,13 @@
 import argparse
 import asyncio
 import json
-import logging
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeAlias
 
-import structlog
-
-from benchmarks import api, daemons, php
-from benchmarks.bench import QUICK, Bench, Effort, workspace
+from benchmarks import api, clouds, daemons, php
+from benchmarks.bench import QUICK, Bench, Effort, be_quiet, workspace
 from benchmarks.goals import GOALS, Measured, Result, judge, table
 
 Benchmark: TypeAlias = Callable[[Bench], Awaitable[Mapping[str, Measured]]]
@@ -29,6 +26,8 @@ BENCHMARKS: Mapping[tuple[str, ...], Benchmark] = {
     ): daemons.rest,
     ("list_services",): api.lists,
     ("list_queries",): api.queries,
+    ("creates_200", "creates_200_api"): clouds.creates,
+    ("director_2000_rss", "director_2000_cpu", "director_node_rss", "director_node_cpu"): clouds.crowd,
     tuple(f"{kind}_first_answer" for kind in daemons.KINDS): daemons.first_answer,
     tuple(f"{kind}_first_answer_on_cloud" for kind in daemons.KINDS): daemons.first_answer_on_cloud,
 }
@@ -58,16 +57,6 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _be_quiet() -> None:
-    """Keep the logs of what runs in this process out of the way of the progress."""
-    logging.disable()
-    structlog.configure(processors=[_drop])
-
-
-def _drop(_logger: object, _method: str, _event: object) -> str:
-    raise structlog.DropEvent
-
-
 async def run(names: Sequence[str], effort: Effort) -> dict[str, Result]:
     """Measure `names`, one benchmark after the other; one that breaks has not reached its goals."""
     measured: dict[str, Measured] = {}
@@ -82,5 +71,5 @@ async def run(names: Sequence[str], effort: Effort) -> dict[str, Result]:
 
 
 if __name__ == "__main__":
-    _be_quiet()
+    be_quiet()
     sys.exit(main())

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import random
 import re
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import structlog
 
 import conpaas
 from conpaas.cli import processes
@@ -125,6 +127,16 @@ class Deployment:
 def _is_daemon(pid: int, kind: str) -> bool:
     words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     return b"run" in words and kind.encode() in words
+
+
+def be_quiet() -> None:
+    """Keep the logs of what runs in this process out of the way of the progress."""
+    logging.disable()
+    structlog.configure(processors=[_drop])
+
+
+def _drop(_logger: object, _method: str, _event: object) -> str:
+    raise structlog.DropEvent
 
 
 def own(folder: Path) -> None:

@@ -309,7 +309,7 @@ async def first_answer_on_cloud(b: Bench) -> Mapping[str, Measured]:
     async with _enrolment(b) as enrolment:
         folder = b.new_folder("cloud")
         context = CloudContext(name="local", deployment=enrolment.deployment, directory=folder, clock=SYSTEM_CLOCK)
-        cloud = CLOUD.driver(LocalSettings(), context)
+        cloud = CLOUD.open(LocalSettings(), context)
         try:
             for number in range(b.effort.repetitions + 1):
                 for kind in KINDS:

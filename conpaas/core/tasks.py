@@ -39,8 +39,18 @@ async def every(period_s: float, act: Callable[[], Awaitable[None]], *, clock: C
         try:
             await act()
         except ConpaasError as exc:
-            log.warning("round-skipped", act=getattr(act, "__qualname__", str(act)), error=exc.message, code=exc.code)
+            _skipped(act, exc)
+        except ExceptionGroup as group:
+            expected, bugs = group.split(ConpaasError)
+            if expected is None or bugs is not None:
+                raise
+            for error in expected.exceptions:
+                _skipped(act, error)
         await clock.sleep(period_s * random.uniform(1 - jitter, 1 + jitter))  # noqa: S311  (not a secret)
+
+
+def _skipped(act: Callable[[], Awaitable[None]], error: Exception) -> None:
+    log.warning("round-skipped", act=getattr(act, "__qualname__", str(act)), error=str(error))
 
 
 async def retry(

@@ -264,3 +264,20 @@ async def test_what_must_finish_gives_its_error_to_the_caller() -> None:
     with pytest.raises(NotFoundError):
         await background.finish(work())
     await background.close()
+
+
+async def test_a_round_whose_parts_failed_as_expected_is_skipped_and_a_bug_among_them_is_not() -> None:
+    errors: list[Exception] = [ConpaasError("disk full"), ConpaasError("away")]
+    rounds = 0
+
+    async def act() -> None:
+        nonlocal rounds
+        rounds += 1
+        if rounds == 3:
+            errors.append(RuntimeError("bug"))
+        raise ExceptionGroup("parts", errors)
+
+    with pytest.raises(ExceptionGroup, match="parts"):
+        await tasks.every(0.001, act, clock=SYSTEM_CLOCK)
+
+    assert rounds == 3
