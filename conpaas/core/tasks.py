@@ -50,7 +50,9 @@ async def every(period_s: float, act: Callable[[], Awaitable[None]], *, clock: C
 
 
 def _skipped(act: Callable[[], Awaitable[None]], error: Exception) -> None:
-    log.warning("round-skipped", act=getattr(act, "__qualname__", str(act)), error=str(error))
+    log.warning(
+        "round-skipped", act=getattr(act, "__qualname__", str(act)), error=str(error), code=getattr(error, "code", "")
+    )
 
 
 async def retry(
