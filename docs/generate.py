@@ -337,11 +337,12 @@ def settings_page() -> str:
 
 
 def error_classes() -> list[type[errors.ConpaasError]]:
-    """Return every class of expected errors, in the order of the tree."""
+    """Return every class of expected errors, in the order of the tree; a driver's own ones are its own business."""
     tree: list[type[errors.ConpaasError]] = []
 
     def walk(kind: type[errors.ConpaasError]) -> None:
-        if kind.__module__.startswith("conpaas."):
+        package, _, module = kind.__module__.rpartition(".")
+        if package.startswith("conpaas") and not module.startswith("_"):
             tree.append(kind)
             for below in kind.__subclasses__():
                 walk(below)
