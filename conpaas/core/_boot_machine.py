@@ -17,6 +17,8 @@ from conpaas.core._boot_network import write_etc
 
 USER = "conpaas"
 """Who runs the daemon, and so the engines."""
+MOUNTS = "/opt/conpaas/mounts"
+"""Where USER finds programs that do what only root can do: see `_boot_mounts`."""
 CLOCK_OFF_S = 2.0
 GROW_BYTES = 64 << 20
 """Less than this is not worth the time."""
@@ -73,6 +75,12 @@ async def load_drivers(devices: Path = Path("/sys/devices")) -> None:
     await run.run(argv, timeout_s=DRIVERS_S, check=False)
 
 
+async def name_disks() -> None:
+    """Have udev name the disks that are here, and give volumes to USER, before somebody asks for them."""
+    await run.run(["systemctl", "start", "systemd-udevd.service"], timeout_s=DRIVERS_S)
+    await run.run(["udevadm", "trigger", "--subsystem-match=block", "--settle"], timeout_s=DRIVERS_S)
+
+
 async def grow_root(sys: Path = Path("/sys/dev/block")) -> str:
     """Grow the last partition, which is the root file system's, to the end of its disk; return what was done.
 
@@ -123,4 +131,5 @@ def become_user() -> None:
     os.setgroups([])
     os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
     os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
-    os.environ.update(HOME=user.pw_dir, USER=USER, LOGNAME=USER)
+    path = f"{MOUNTS}:{os.environ.get('PATH', os.defpath)}"
+    os.environ.update(HOME=user.pw_dir, USER=USER, LOGNAME=USER, PATH=path)

@@ -91,6 +91,8 @@ async def prepare(stages: Stages, *, clock: Clock = SYSTEM_CLOCK) -> Path:
     if not (folder / "member.pem").exists():
         plugins.load("conpaas.core.keymaker:make")  # else a Python of its own would make the key
         stages.reached("ENROLLING", f"at {context.director}")
+    if (folder / "volumes.json").exists():
+        await machine.name_disks()  # it has volumes, and was rebooted
     KNOWN.parent.mkdir(parents=True, exist_ok=True)
     KNOWN.write_text(str(path), encoding="utf-8")
     return path
