@@ -56,7 +56,7 @@ class Cloud:
 
         async def ask() -> AgentStatus | None:
             try:
-                status: AgentStatus = await client.call(GET_STATUS)
+                status: AgentStatus = await client.call(GET_STATUS, timeout_s=1.0)
             except PeerError:
                 return None
             return status
