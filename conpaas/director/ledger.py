@@ -178,7 +178,7 @@ class Ledger:
             async with self._db.read() as session:
                 instance = await instance_of(session, instance_id)
                 service = await service_of(session, instance.service_id)
-            if instance.state is N.REQUESTED and instance.launched is None:
+            if instance.launched is None and instance.state in {N.REQUESTED, N.BOOTING}:
                 await self._create(service, instance)
         finally:
             self._launching.discard(instance_id)

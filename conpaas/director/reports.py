@@ -101,7 +101,7 @@ class Reports:
 def _note_node(instance: Instance, said: NodeReport, now: datetime) -> None:
     if instance.ended is not None:
         return
-    if said.state in _SAID:
+    if said.state in _SAID and instance.launched is not None:  # else its cloud has yet to say yes
         enter(instance, said.state, now, said.reason)
     instance.roles = sorted(said.roles)
     instance.metrics = said.metrics

@@ -14,9 +14,10 @@ from conpaas.core.errors import (
     DeadlineError,
     NoCreditError,
     NotFoundError,
+    PeerError,
     QuotaExceededError,
 )
-from conpaas.core.messages.internal import Gone, RequestInstances
+from conpaas.core.messages.internal import Gone, NodeReport, RequestInstances
 from conpaas.core.states import NodeState, ServiceState
 from tests.fakes.director import BLOCK, DATABASES, Rig, open_rig
 
@@ -380,3 +381,17 @@ async def test_services_that_are_not_paid_are_stopped_and_never_terminated(rig: 
     assert row.wanted["running"] is False
     assert (row.state, row.terminated) == (ServiceState.STOPPED, None)
     assert rig.at_cloud() == {(await rig.manager(service)).id}
+
+
+async def test_a_node_that_its_manager_takes_for_booting_is_still_asked_for(rig: Rig) -> None:
+    """As when the director dies between the intent and the call: the manager knows the node, its cloud does not."""
+    _, service = await started(rig)
+    rig.cloud.fail("create", PeerError("the power went"))
+    [node] = await rig.add_nodes(service, 1)
+    await rig.report(service, ServiceState.PROLOGUE, nodes=(NodeReport(id=node, state=NodeState.BOOTING),))
+
+    await rig.reconciler.reconcile()
+
+    instance = await rig.instance(node)
+    assert instance.cloud_id
+    assert node in rig.at_cloud()
