@@ -126,8 +126,10 @@ async def test_a_context_disk_and_a_larger_disk_will_do_as_well(tmp_path: Path) 
         status = await here.status(vm)
         console = await here.driver.console(vm.id)
         client = here.office.manager_of("i-1", f"https://{vm.address}:{MEMBER_PORT}")
-        logs = await client.call(LIST_LOGS)
-        await client.close()
+        try:
+            logs = await client.call(LIST_LOGS, timeout_s=60)
+        finally:
+            await client.close()
 
     assert "conpaas-boot: CONTEXT OpenNebula disk /dev/vd" in console
     assert status.metrics["disk_free"] > 10 << 30
