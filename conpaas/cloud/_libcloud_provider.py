@@ -8,6 +8,7 @@ creates; else, and volumes everywhere, in their name.
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any, ClassVar
@@ -33,7 +34,7 @@ def name_prefix(deployment: str) -> str:
     return f"conpaas-{hashlib.sha256(deployment.encode()).hexdigest()[:10]}-"
 
 
-class Provider:
+class Provider(ABC):
     """One provider, spoken to for one deployment. The methods that take a driver object are called in threads."""
 
     renews: ClassVar[bool] = False
@@ -82,9 +83,9 @@ class Provider:
         """Return the token that a name holds; empty if it is none of this deployment."""
         return name[len(self.prefix) :] if name and name.startswith(self.prefix) else ""
 
+    @abstractmethod
     def create(self, driver: Any, request: VmRequest, size: Any, zone: str) -> Any:
         """Make a node."""
-        raise NotImplementedError
 
     def made(self, call: Call) -> str | None:
         """Return what is known of the node of a failed `create`: its id, empty if there may be one, None if not."""
@@ -158,45 +159,28 @@ class DiskProvider(Provider):
         """Return what a node has printed."""
         return str(driver.ex_get_console_output(node).get("output") or "")
 
+    @abstractmethod
     def volumes(self, driver: Any) -> Iterable[Any]:
         """Return at least the volumes of this deployment."""
-        raise NotImplementedError
 
+    @abstractmethod
     def volume(self, driver: Any, volume: str) -> Any:
         """Return the volume with an id, None if there is none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def create_volume(self, driver: Any, name: str, gib: int, zone: str) -> str:
         """Make a volume; return its id."""
-        raise NotImplementedError
 
+    @abstractmethod
     def attach(self, driver: Any, volume: Any, node: Any) -> None:
         """Ask for a volume to be attached."""
-        raise NotImplementedError
 
+    @abstractmethod
     def look(self, volume: Any, token: str) -> Volume:
         """Return a volume as it is."""
-        raise NotImplementedError
 
 
 def marks(deployment: str, request: VmRequest) -> dict[str, str]:
     """Return the metadata of an instance."""
     tags = {f"conpaas-{name}": value[:255] for name, value in request.tags.items()}
     return tags | {DEPLOYMENT_TAG: deployment, TOKEN_TAG: request.token}
-
-
-class Unusable(Provider):
-    """A provider that takes no user data through libcloud, or that libcloud does not know."""
-
-    def __init__(self, settings: LibcloudSettings, deployment: str, *, usable: Iterable[str]) -> None:
-        super().__init__(settings, deployment)
-        self._usable = ", ".join(sorted(usable))
-
-    def problem(self) -> str:
-        name = self.settings.provider
-        if name not in providers.DRIVERS:
-            return f"libcloud knows no provider '{name}'"
-        return (
-            f"libcloud's '{name}' passes no user data on that the image could read: instances could not learn who "
-            f"they are (these can: {self._usable})"
-        )

@@ -201,11 +201,13 @@ class Ledger:
             except ConpaasError as exc:
                 refusals.append(exc.message)
             else:
-                await self.adopt(instance.id, vm)
+                if vm is not None:
+                    await self.adopt(instance.id, vm)
                 return
         await self.never_made(instance.id, "; ".join(refusals))
 
-    async def _request(self, account: Account, service: Service, instance: Instance) -> Vm:
+    async def _request(self, account: Account, service: Service, instance: Instance) -> Vm | None:
+        """Have an instance made, None if it was given back while it waited for its turn."""
         kind, agent = catalogue.kind_of(service.type), instance.kind == "agent"
         cloud = self._clouds.usable(account.name)
         request = VmRequest(
@@ -220,10 +222,15 @@ class Ledger:
         )
         until = self._clock.monotonic() + self._settings.timings.node_boot_timeout_s
 
-        async def ask() -> Vm:
+        async def create() -> Vm | None:
+            async with self._db.read() as session:
+                wanted = (await instance_of(session, instance.id)).ended is None
+            return await cloud.create(request) if wanted else None
+
+        async def ask() -> Vm | None:
             while True:
                 try:
-                    return await account.ask("create", lambda: cloud.create(request))
+                    return await account.ask("create", create)
                 except ThrottledError:  # the account now calls less often: our turn comes
                     if self._clock.monotonic() >= until:
                         raise

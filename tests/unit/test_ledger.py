@@ -221,6 +221,26 @@ async def test_an_instance_deleted_while_it_is_being_made_does_not_stay(rig: Rig
     assert (await rig.instance(node)).state is NodeState.GONE
 
 
+async def test_an_instance_given_back_before_its_turn_is_never_made(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, service = await started(rig)
+    account = rig.director.clouds.account("sim")
+    account.calls = asyncio.Semaphore(1)
+    asked: list[object] = []
+    monkeypatch.setattr(account.cloud, "create", asked.append)
+
+    async with account.calls, asyncio.timeout(10):
+        asking = asyncio.create_task(rig.add_nodes(service, 1))
+        while not (nodes := await rig.agents(service)) or not account.calls._waiters:
+            await asyncio.sleep(0)
+        await rig.ledger.delete(nodes[0], "changed my mind")
+        assert (await rig.instance(nodes[0])).state is NodeState.DELETING
+    await asking
+    await rig.settle()
+
+    assert asked == []
+    assert (await rig.instance(nodes[0])).state is NodeState.GONE
+
+
 async def test_an_instance_that_dies_is_lost_and_costs_no_more(rig: Rig) -> None:
     user, service = await started(rig)
     [node] = await rig.add_nodes(service, 1)

@@ -26,7 +26,7 @@ from conpaas.cloud import libcloud
 from conpaas.cloud._libcloud_cloud import LibcloudCloud
 from conpaas.cloud._libcloud_errors import GarbageError, OverdueError, readable, translate
 from conpaas.cloud._libcloud_named import DIALECTS, Named
-from conpaas.cloud._libcloud_provider import Provider, name_prefix
+from conpaas.cloud._libcloud_provider import name_prefix
 from conpaas.cloud._libcloud_volumes import LibcloudDisks, OpenStackCloud
 from conpaas.core.clock import SYSTEM_CLOCK
 from conpaas.core.cloud import CanExamine, Cloud, CloudContext, HasConsole, HasQuota, HasVolumes, Vm, VmState
@@ -102,10 +102,20 @@ def test_a_provider_has_the_abilities_that_we_know_how_to_use(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
+    ("provider", "words"), [("gandi", "passes no user data"), ("cumulonimbus", "knows no provider 'cumulonimbus'")]
+)
+def test_a_provider_that_cannot_be_used_is_refused_with_those_that_can(
+    tmp_path: Path, provider: str, words: str
+) -> None:
+    with pytest.raises(CloudRefusedError, match=words) as caught:
+        open_cloud(tmp_path, provider=provider, image="x")
+
+    assert "digitalocean" in caught.value.hint
+
+
+@pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"provider": "gandi", "image": "x"}, "passes no user data"),
-        ({"provider": "cumulonimbus", "image": "x"}, "knows no provider 'cumulonimbus'"),
         ({"provider": "openstack", "image": "x"}, "no url"),
         ({"provider": "ec2", "image": "x", "networks": ("a", "b")}, "one subnet only"),
         ({"provider": "digitalocean", "image": "x"}, "no zone"),
@@ -239,8 +249,11 @@ def test_a_name_tells_its_token_to_its_own_deployment_only(ours: str, theirs: st
     name = name_prefix(ours) + token
     settings = libcloud.LibcloudSettings(image="i")
 
-    assert Provider(settings, ours).token_in(name) == token
-    assert Provider(settings, theirs).token_in(name) == (token if ours == theirs else "")
+    def found(deployment: str) -> str:
+        return Named(DIALECTS["vultr"], settings, deployment).token_in(name)
+
+    assert found(ours) == token
+    assert found(theirs) == (token if ours == theirs else "")
 
 
 # -- errors ---------------------------------------------------------------------------------------------------------
