@@ -20,6 +20,8 @@ COMMAND_S = 30.0
 LEASE_S = 60.0
 """How long DHCP may take."""
 NETWORKD = Path("/run/systemd/network")
+METADATA = ("169.254.169.254/32", "fd00:ec2::254/128")
+"""Where clouds answer the questions of their instances."""
 DEFAULT_ROUTES = {"default", "0.0.0.0/0", "::/0"}
 
 
@@ -226,6 +228,16 @@ async def _give_up_loopback(via: str, card: str) -> None:
     with contextlib.suppress(CommandFailedError):  # it was given up before
         await _ip([delete])
     await _ip([route])
+
+
+async def shut_metadata() -> None:
+    """Let nobody on this machine ask the metadata service any more: what it gives away is for us, not for what we run.
+
+    That is our own context, credentials of a role at Amazon, and under the `qemu` driver those of the host.
+    Raises CommandFailedError.
+    """
+    known = [one for one in METADATA if ":" not in one or Path("/proc/net/if_inet6").exists()]
+    await _ip([["route", "replace", "unreachable", address] for address in known])
 
 
 async def _ip(told: Sequence[Sequence[str]]) -> None:

@@ -52,6 +52,7 @@ def main() -> None:
     stages = Stages(console, clock=SYSTEM_CLOCK)
     try:
         path = Path(KNOWN.read_text(encoding="utf-8")) if KNOWN.exists() else asyncio.run(prepare(stages))
+        asyncio.run(network.shut_metadata())
     except (ConpaasError, OSError) as exc:
         stages.failed(_words(exc))
         sys.exit(1)

@@ -21,6 +21,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_urldispatcher import AbstractRuleMatching, MatchedSubAppResource
 
+from conpaas import __version__
 from conpaas.core import rpc, tasks
 from conpaas.core.clock import SYSTEM_CLOCK
 
@@ -82,7 +83,7 @@ class Process(ABC):
                 self.ports += [await front.listen(site) for site in sites]
                 await self.serving()
                 self.ready.set()  # only now: tests and supervisors wait for this
-                log.info("ready", process=self.name, ports=self.ports)
+                log.info("ready", process=self.name, version=__version__, ports=self.ports)
                 await tasks.run_until(self.stop, self.loops())
                 log.info("stopping", process=self.name)
 

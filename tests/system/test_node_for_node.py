@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Network
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import aiohttp
@@ -139,14 +140,16 @@ class Played:
 
 
 @asynccontextmanager
-async def played(name: str, directory: Path, **clouds: Any) -> AsyncIterator[Played]:
-    """Run a director with an account at a provider, and somebody else's instance in it."""
+async def played(
+    name: str, directory: Path, env: Mapping[str, str] = MappingProxyType({}), **clouds: Any
+) -> AsyncIterator[Played]:
+    """Run a director with an account at a provider, and somebody else's instance in it; `env` is the director's."""
     async with network() as block, PROVIDERS[name](directory, block) as provider:
         foreign = await provider.account.make_foreign()
         accounts = {**clouds, name: dict(provider.settings)}
         default = next(iter(accounts))
         async with (
-            stand(CONPAAS_CLOUDS=json.dumps(accounts), CONPAAS_DEFAULT_CLOUD=default) as here,
+            stand(CONPAAS_CLOUDS=json.dumps(accounts), CONPAAS_DEFAULT_CLOUD=default, **env) as here,
             booter(here.data / "clouds" / name) as computer,
         ):
             here.ending_s = ENDING_S

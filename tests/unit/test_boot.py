@@ -369,9 +369,11 @@ card = Interface(name="eth0", set_mac="02:00:00:00:00:09", addresses=("10.9.0.15
                  routes=(("default", "10.9.0.2"), ("10.10.0.0/16", "10.9.0.3")))
 for _ in range(2):
     print(asyncio.run(network.apply(Network(interfaces=(card,), loopback_via="10.9.0.2"))), file=sys.stderr)
+    asyncio.run(network.shut_metadata())
 def ip(*words):
     return json.loads(subprocess.run(["ip", "-j", *words], check=True, capture_output=True).stdout)
-print(json.dumps({"links": ip("address"), "routes": ip("route"), "to": ip("route", "get", "127.42.0.7")}))
+print(json.dumps({"links": ip("address"), "routes": ip("route"), "to": ip("route", "get", "127.42.0.7"),
+                  "shut": ip("route", "show", "type", "unreachable") + ip("-6", "route", "show", "type", "unreachable")}))
 """
 
 
@@ -398,7 +400,9 @@ def test_the_network_becomes_what_the_source_says() -> None:
         "10.9.0.0/24": None,
         "10.10.0.0/16": "10.9.0.3",
         "127.0.0.0/8": "10.9.0.2",
+        "169.254.169.254": None,
     }
+    assert [route["dst"] for route in found["shut"]] == ["169.254.169.254", "fd00:ec2::254"]
     assert found["to"][0]["gateway"] == "10.9.0.2"
 
 
