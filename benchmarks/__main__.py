@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeAlias
 
-from benchmarks import api, clouds, daemons, php
+from benchmarks import api, boots, clouds, daemons, php
 from benchmarks.bench import QUICK, Bench, Effort, be_quiet, workspace
 from benchmarks.goals import GOALS, Measured, Result, judge, table
 
@@ -28,6 +28,9 @@ BENCHMARKS: Mapping[tuple[str, ...], Benchmark] = {
     ("list_queries",): api.queries,
     ("creates_200", "creates_200_api"): clouds.creates,
     ("director_2000_rss", "director_2000_cpu", "director_node_rss", "director_node_cpu"): clouds.crowd,
+    ("boot_local",): boots.local,
+    ("boot_ec2", "boot_opennebula"): boots.providers,
+    ("boot_qemu", "boot_qemu_warm"): boots.machines,
     tuple(f"{kind}_first_answer" for kind in daemons.KINDS): daemons.first_answer,
     tuple(f"{kind}_first_answer_on_cloud" for kind in daemons.KINDS): daemons.first_answer_on_cloud,
 }

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from conpaas.core import logs
+from conpaas.core import footprint, logs
 from conpaas.director.app import Director
 from conpaas.director.settings import DirectorSettings
 from conpaas.web import app as ui
@@ -25,4 +25,6 @@ def director(settings: Path | None, log_level: str, **given: Any) -> None:
     """
     logs.set_up(level=log_level)
     chosen = DirectorSettings.load(settings, **{name: value for name, value in given.items() if value is not None})
-    asyncio.run(Director(chosen, ui.create).run())
+    process = Director(chosen, ui.create)
+    footprint.loaded()
+    asyncio.run(process.run())

@@ -1,4 +1,10 @@
-"""A token bucket in the time of a `Clock`: calls wait their turn, in the order in which they came."""
+"""A token bucket in the time of a `Clock`: calls wait their turn, in the order in which they came.
+
+It is the generic cell rate algorithm in its form of virtual scheduling (ITU-T I.371): one number, when the next call
+is due, in place of a count of tokens.
+"""
+
+import asyncio
 
 from conpaas.core.clock import Clock
 
@@ -6,32 +12,27 @@ from conpaas.core.clock import Clock
 class TokenBucket:
     """Lets `per_s` calls through each second, and `burst` at once after a pause.
 
-    A caller is told its turn when it asks (a virtual schedule), so that nobody polls and nobody overtakes. A caller
-    that gives up while it waits leaves its turn unused.
+    A caller that comes late to its turn delays nobody after it, and one that gives up while it waits leaves its turn
+    to the next.
     """
 
     def __init__(self, per_s: float, burst: int, clock: Clock) -> None:
-        self._per_s, self._burst, self._clock = per_s, max(1, burst), clock
-        self._tokens, self._at = float(self._burst), clock.monotonic()
-
-    @property
-    def gap_s(self) -> float:
+        self.gap_s = 1 / per_s
         """Seconds between two turns."""
-        return 1 / self._per_s
+        self._slack_s = (max(1, burst) - 1) * self.gap_s
+        self._clock = clock
+        self._due = clock.monotonic() - self._slack_s
+        self._turn = asyncio.Lock()
 
     async def take(self) -> None:
         """Wait for a turn."""
-        self._fill()
-        self._tokens -= 1
-        if self._tokens < 0:
-            await self._clock.sleep(-self._tokens / self._per_s)
+        asked = self._clock.monotonic()
+        async with self._turn:
+            self._due = max(self._due, asked - self._slack_s)
+            while (wait_s := self._due - self._clock.monotonic()) > 0:
+                await self._clock.sleep(wait_s)
+            self._due += self.gap_s
 
     def pause(self, pause_s: float) -> None:
-        """Let nobody who asks from now on through for `pause_s` seconds: the other side says that it is too much."""
-        self._fill()
-        self._tokens = min(self._tokens, 1 - pause_s * self._per_s)
-
-    def _fill(self) -> None:
-        now = self._clock.monotonic()
-        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_s)
-        self._at = now
+        """Let nobody through for `pause_s` seconds, whoever waits already: the other side says that it is too much."""
+        self._due = max(self._due, self._clock.monotonic() + pause_s)

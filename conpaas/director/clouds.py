@@ -130,14 +130,19 @@ class Account:
         return answer
 
     async def _in_turn(self, bucket: TokenBucket | None, call: Callable[[], Awaitable[T]]) -> T:
-        """Make a call whose turn it is; one that comes a little too early for the provider waits that little."""
+        """Make a call whose turn it is; one that comes a little too early for the provider waits that little.
+
+        So do all after it: the provider's count is what counts.
+        """
         while True:
             try:
                 return await call()
             except ThrottledError as exc:
-                if bucket is None or not 0 < (exc.retry_after_s or 0) <= bucket.gap_s:
+                pause_s = exc.retry_after_s or 0
+                if bucket is None or not 0 < pause_s <= bucket.gap_s:
                     raise
-                await self.clock.sleep(exc.retry_after_s or 0)
+                bucket.pause(pause_s + bucket.gap_s)
+                await self.clock.sleep(pause_s)
 
     def _note(self, error: ConpaasError, verb: str) -> None:
         """Remember what concerns the account as a whole."""

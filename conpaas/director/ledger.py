@@ -84,7 +84,8 @@ class Ledger:
         self._settings = settings
         self._clock = clock
         self._context = context
-        self._launching: set[str] = set()
+        self._launching: dict[str, asyncio.Event] = {}
+        """The instances that a cloud is being asked for; each is told when its cloud has answered."""
         self._orphans: dict[tuple[str, str], datetime] = {}
         """Instances at clouds that the ledger does not know, by cloud and id, and when each was first seen."""
 
@@ -172,8 +173,9 @@ class Ledger:
 
     async def _launch(self, instance_id: str) -> None:
         if instance_id in self._launching:
+            await self._launching[instance_id].wait()
             return
-        self._launching.add(instance_id)
+        self._launching[instance_id] = asyncio.Event()
         try:
             async with self._db.read() as session:
                 instance = await instance_of(session, instance_id)
@@ -181,7 +183,7 @@ class Ledger:
             if instance.launched is None and instance.state in {N.REQUESTED, N.BOOTING}:
                 await self._create(service, instance)
         finally:
-            self._launching.discard(instance_id)
+            self._launching.pop(instance_id).set()
         await self._finish_if_unwanted(instance_id)
 
     async def _create(self, service: Service, instance: Instance) -> None:

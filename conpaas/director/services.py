@@ -416,10 +416,11 @@ class Services:
         rows = intent.rows
         with contextlib.suppress(TimeoutError):  # what takes longer goes on, and is found in the record
             async with asyncio.timeout(LAUNCH_S):
-                await self._background.finish(self._ledger.launch([row.id for row in rows]))
+                await self._background.finish(self._ledger.launch([row.id for row in rows if row.launched is None]))
         now = self._clock.now()
         async with self._db.read() as session:
-            nodes = [views.node_view(await instance_of(session, row.id), now) for row in rows]
+            query = select(Instance).where(Instance.id.in_([row.id for row in rows])).order_by(Instance.request_index)
+            nodes = [views.node_view(row, now) for row in await session.scalars(query)]
         refused = [] if intent.short is None else [_refused(wish, intent.short, now)] * (body.count - len(rows))
         return nodes + refused
 

@@ -19,10 +19,10 @@ import conpaas
 from conpaas.core.messages.model import NodeView, ServiceView
 from conpaas.core.run import find
 from tests.fakes.load import Load
+from tests.fakes.played import played
 from tests.fakes.stand import Stand, agents, is_running, manager, stand
 from tests.fakes.waiting import until
 from tests.system.test_life import archive, deploy, site
-from tests.system.test_node_for_node import played
 
 pytestmark = [
     pytest.mark.system,

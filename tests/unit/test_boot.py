@@ -373,7 +373,7 @@ for _ in range(2):
 def ip(*words):
     return json.loads(subprocess.run(["ip", "-j", *words], check=True, capture_output=True).stdout)
 print(json.dumps({"links": ip("address"), "routes": ip("route"), "to": ip("route", "get", "127.42.0.7"),
-                  "shut": ip("route", "show", "type", "unreachable") + ip("-6", "route", "show", "type", "unreachable")}))
+                  "shut": [one for v in ("-4", "-6") for one in ip(v, "route", "show", "type", "unreachable")]}))
 """
 
 

@@ -140,7 +140,7 @@ def test_a_pause_holds_up_all_who_come_after_it(per_s: float, burst: int, pause_
     assert first >= pause_s - EPSILON
 
 
-async def test_a_turn_that_is_given_up_is_nobodys() -> None:
+async def test_a_turn_that_is_given_up_is_the_next_ones() -> None:
     clock = QueueClock()
     bucket = TokenBucket(1.0, 1, clock)
 
@@ -153,7 +153,24 @@ async def test_a_turn_that_is_given_up_is_nobodys() -> None:
         await bucket.take()
 
     await clock.run(story())
-    assert clock.monotonic() == 2.0
+    assert clock.monotonic() == 1.0
+
+
+@given(RATES, st.floats(0.1, 60))
+def test_a_pause_holds_up_those_who_wait_already(per_s: float, pause_s: float) -> None:
+    clock = QueueClock()
+    bucket = TokenBucket(per_s, 1, clock)
+
+    async def told() -> None:
+        await clock.sleep(0.5 / per_s)
+        bucket.pause(1 / per_s + pause_s)
+
+    async def story() -> None:
+        await bucket.take()
+        await asyncio.gather(bucket.take(), told())
+
+    asyncio.run(clock.run(story()))
+    assert clock.monotonic() == pytest.approx(1.5 / per_s + pause_s)
 
 
 # -- 200 at once ----------------------------------------------------------------------------------------------------
