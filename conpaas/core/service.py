@@ -162,6 +162,8 @@ class Situation:
     previous_code: CodeVersionView | None
     secret: Callable[[str], str]
     """Derives the service's password for a purpose: the same on every manager of the service."""
+    predecessor: str = ""
+    """Address of the instance that was the manager's before, while what is there can be taken over; else empty."""
 
 
 class Planner(ABC):

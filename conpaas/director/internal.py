@@ -135,6 +135,7 @@ class Internal:
             versions = (await session.scalars(query)).all()
         wanted = Wanted.model_validate(service.wanted)
         manager, now = views.manager_of(service, instances), self._clock.now()
+        before = [one for one in instances if one.kind == "manager" and one.state is NodeState.DRAINING]
         return ServiceRecord(
             id=service.id,
             name=service.name,
@@ -153,6 +154,7 @@ class Internal:
             seed=SecretStr(self._vault.unseal(service.seed)),
             cloud=wanted.cloud,
             address="" if manager is None else manager.address,
+            predecessor=before[-1].address if before else "",
         )
 
     async def change_spec(self, call: Call, body: internal.ChangeSpec) -> OperationView:

@@ -241,6 +241,7 @@ class Rollout:
             code=code,
             previous_code=self._last_code[1],
             secret=self.secret,
+            predecessor=record.predecessor,
         )
 
     def secret(self, purpose: str) -> str:

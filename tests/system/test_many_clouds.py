@@ -3,12 +3,14 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from urllib.parse import urlsplit
 
+import aiohttp
 import pytest
 
 from conpaas.core.errors import ConpaasError
@@ -45,6 +47,15 @@ async def site(here: Stand, **roles: int) -> ServiceView:
     if roles:
         await here.client.scale(service.id, roles, wait=True)
     return await here.client.service(service.id)
+
+
+async def visit(view: ServiceView, cookie: str = "") -> tuple[int, str]:
+    """Visit the first page of the service; return how often this visitor was there, and his cookie."""
+    headers = {"Cookie": cookie} if cookie else {}
+    async with aiohttp.ClientSession() as visitor, visitor.get(view.urls["application"], headers=headers) as answer:
+        found = re.search(r"Your visits</dt><dd>(\d+)", await answer.text())
+        assert found is not None
+        return int(found[1]), answer.headers.get("Set-Cookie", cookie).partition(";")[0]
 
 
 @asynccontextmanager
@@ -105,6 +116,7 @@ async def test_a_service_moves_under_load_and_nobody_notices(here: Stand, roles:
     nodes = len(agents(view))
     before = {node.id for node in view.nodes}
 
+    first, cookie = await visit(view)
     async with visitors(here, view) as load:
         operation = await here.client.move(view.id, cloud="other", wait=True)
         assert operation.state == "DONE"
@@ -114,6 +126,7 @@ async def test_a_service_moves_under_load_and_nobody_notices(here: Stand, roles:
         await load.more(50)
 
     assert load.failures == []
+    assert (first, await visit(after, cookie)) == (1, (2, cookie)), "the session has not moved with the manager"
     assert not before & {node.id for node in after.nodes if node.state is not NodeState.GONE}
     assert sorted(node.roles for node in agents(after)) == sorted(node.roles for node in agents(view))
     assert epoch(here, view.id) == 2

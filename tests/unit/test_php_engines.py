@@ -334,6 +334,55 @@ async def test_sessions_are_shared_and_outlive_their_store(
     assert (await page(proxy, "/visits.php", headers=cookie)).body == b"8"
 
 
+async def test_sessions_are_taken_over_from_another_store_once(
+    machines: Machines, php: PhpAgent, proxy: ProxyAgent
+) -> None:
+    before, after = machines.agent(SessionsAgent, "before"), machines.agent(SessionsAgent, "after")
+    await before.apply(SessionsConfig.model_validate(PASSWORD))
+    code = {"code": machines.code(ONE), "sessions_password": "s3cret"}
+    await php.apply(PhpConfig.model_validate({**code, "sessions": address(before)}))
+    await behind(proxy, php=[php])
+    first = await page(proxy, "/visits.php")
+    cookie = {"Cookie": first.headers["set-cookie"].partition(";")[0]}
+
+    async def visits() -> int:
+        return int((await page(proxy, "/visits.php", headers=cookie)).body)
+
+    moving = SessionsConfig.model_validate({**PASSWORD, "source": address(before)})
+    await after.apply(moving)
+    assert await visits() == 2  # still in the one before, and copied
+    await until_equal(before, after)
+    await after.apply(moving)
+    await php.apply(PhpConfig.model_validate({**code, "sessions": address(after)}))
+    assert await visits() == 3
+    await after.apply(SessionsConfig.model_validate(PASSWORD))
+    await after.apply(moving)  # as a manager does whose round begins again
+    assert await visits() == 4
+    await before.stop(5)
+    assert await visits() == 5
+
+
+async def until_equal(*stores: SessionsAgent) -> None:
+    """Wait until all stores have come equally far in one replication."""
+    async with asyncio.timeout(10):
+        while len({await _offset(store) for store in stores}) > 1:
+            await asyncio.sleep(0.01)
+
+
+async def _offset(store: SessionsAgent) -> str:
+    replication = await store._ask("INFO replication")
+    return next(line for line in replication.splitlines() if line.startswith("master_repl_offset:"))
+
+
+async def test_sessions_that_cannot_be_reached_are_left_behind(machines: Machines) -> None:
+    store = machines.agent(SessionsAgent, "manager")
+    gone = machines.agent(SessionsAgent, "gone")
+    await store.apply(SessionsConfig.model_validate({**PASSWORD, "source": address(gone)}))
+
+    assert "role:master" in await store._ask("INFO replication")
+    assert (await store.health()).ok
+
+
 async def test_the_session_store_wants_its_password(machines: Machines) -> None:
     store = machines.agent(SessionsAgent, "manager")
     await store.apply(SessionsConfig.model_validate(PASSWORD))

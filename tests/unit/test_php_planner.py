@@ -1,6 +1,7 @@
 """Who does what in a PHP service, and in which order it comes about."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -156,6 +157,14 @@ def test_new_code_is_on_all_nodes_before_the_first_one_switches() -> None:
     assert configs["b", "php"].code == "b" * 64
     assert configs["b", "php"].previous == "a" * 64
     assert configs["a", "proxy"].php == {"b": "127.0.1.98", "c": "127.0.1.99"}
+
+
+def test_sessions_come_from_the_manager_before_until_every_back_end_knows_the_new_place() -> None:
+    moving = replace(situation({"proxy": 1}, node("a")), predecessor="127.0.0.8")
+
+    assert story(moving) == [["manager.sessions"], ["a.php", "a.web"], ["manager.sessions"], ["a.proxy"]]
+    sources = [step.config.source for stage in planner.stages(moving) for step in stage if step.role == "sessions"]
+    assert sources == ["127.0.0.8", ""]
 
 
 def test_stopping_ends_every_role_and_the_sessions_last() -> None:

@@ -214,3 +214,5 @@ class ServiceRecord(Message):
     """As in `wanted`, where managers of version 3.0 do not look for it."""
     address: str = ""
     """Where the nodes reach the manager's instance, as its cloud says; empty while that is not known."""
+    predecessor: str = ""
+    """Where the instance of the manager before is, while it is kept for what is to be taken over; else empty."""

@@ -165,3 +165,5 @@ class SessionsConfig(Message):
     password: Secret
     memory_mib: int = 128
     """Beyond this, the sessions that were not used for longest are forgotten."""
+    source: str = ""
+    """Address of a store whose sessions are to be taken over: what comes in there comes here, until this is empty."""

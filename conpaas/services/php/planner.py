@@ -60,10 +60,16 @@ class PhpPlanner(Planner):
         return Assignment({**everyone, MANAGER: frozenset({SESSIONS})}, missing=sum(wanted.values()) - len(everyone))
 
     def stages(self, situation: Situation) -> list[Stage]:
-        """Sessions, code everywhere, back-ends, proxies; then what has moved away, the consumers first."""
+        """Sessions, code everywhere, back-ends, proxies; then what has moved away, the consumers first.
+
+        Sessions that are taken over from a manager before come in until every back-end has been told where they are.
+        """
         configs = _configs(situation)
         steps = partial(_steps, situation, configs)
         stages = [steps(SESSIONS), _preparation(situation, configs), [*steps("php"), *steps("web")], steps("proxy")]
+        if situation.predecessor:
+            alone = configs[SESSIONS].model_copy(update={"source": ""})
+            stages.insert(3, _steps(situation, {SESSIONS: alone}, SESSIONS))
         stages += [_ends(situation, "proxy"), [*_ends(situation, "php"), *_ends(situation, "web")]]
         if not situation.assignment.roles:
             stages.append([Step(MANAGER, SESSIONS, None)])
@@ -159,7 +165,7 @@ def _configs(situation: Situation) -> dict[str, Message]:
     manager = situation.nodes.get(MANAGER)
     shared = settings.model_dump(exclude={"document_root"})
     return {
-        SESSIONS: SessionsConfig.model_validate({"password": password}),
+        SESSIONS: SessionsConfig.model_validate({"password": password, "source": situation.predecessor}),
         "web": WebConfig(**code),
         "php": PhpConfig.model_validate(
             {**code, **shared, "sessions": manager.address if manager else "", "sessions_password": password}

@@ -3,13 +3,21 @@
 import asyncio
 import signal
 
+import structlog
+
+from conpaas.core import tasks
+from conpaas.core.clock import SYSTEM_CLOCK
 from conpaas.core.errors import PeerError
 from conpaas.core.service import EngineSpec, Health, RoleAgent
 from conpaas.services.php import node
 from conpaas.services.php.messages import SESSIONS_PORT, SessionsConfig
 
+log = structlog.get_logger()
+
 ENGINE = "sessions"
 _ANSWER_S = 3.0
+_COPY_S = 20.0
+"""How long the copy of another store may take: a full one is 128 MiB."""
 
 
 class SessionsAgent(RoleAgent[SessionsConfig]):
@@ -34,6 +42,40 @@ class SessionsAgent(RoleAgent[SessionsConfig]):
         argv = (program, str(self.host.directory / "sessions.conf"))
         await self.host.engines.ensure(EngineSpec(ENGINE, argv, self.host.directory))
         await node.until_ready(self.host, ENGINE, lambda: self._ask("PING"))
+        await self._take_over(config)
+
+    async def _take_over(self, config: SessionsConfig) -> None:
+        """Copy the store at `config.source`, and whatever comes in there; end that when there is no source any more.
+
+        It is replication into a store that takes writes of its own (https://valkey.io/topics/replication), once in the
+        life of this one: a second copy would wipe out what came in here. What cannot be reached is left behind.
+        """
+        ended = self.host.directory / "taken-over"
+        if ended.exists():
+            return
+        if config.source:
+            try:
+                await self._replicate(config.source, config.password.get_secret_value())
+            except PeerError as exc:
+                log.warning("sessions-left-behind", source=config.source, error=exc.message)
+            else:
+                return
+        elif "role:master" in await self._ask("INFO replication"):
+            return
+        await self._ask("REPLICAOF NO ONE")
+        ended.touch()
+
+    async def _replicate(self, source: str, password: str) -> None:
+        """Return when all that `source` holds is here; raise PeerError if that does not come about."""
+        await self._ask("CONFIG SET repl-diskless-sync-delay 0", source)
+        await self._ask(f"CONFIG SET masterauth {password}")
+        await self._ask("CONFIG SET replica-read-only no")
+        await self._ask(f"REPLICAOF {source} {SESSIONS_PORT}")
+
+        async def copied() -> bool | None:
+            return True if "master_link_status:up" in await self._ask("INFO replication") else None
+
+        await tasks.wait_for(copied, timeout_s=_COPY_S, what=f"the sessions of {source}", clock=SYSTEM_CLOCK)
 
     async def health(self) -> Health:
         """Ask the store."""
@@ -56,14 +98,17 @@ class SessionsAgent(RoleAgent[SessionsConfig]):
         """Write the sessions to disk and end."""
         await self.host.engines.stop(ENGINE, number=signal.SIGTERM, timeout_s=max(drain_s, 5))
 
-    async def _ask(self, command: str) -> str:
-        """Give one command in the protocol's inline form; raise PeerError for an error or none at all."""
+    async def _ask(self, command: str, address: str = "") -> str:
+        """Give our store, or the one at `address`, a command in the protocol's inline form.
+
+        Raises PeerError if it answers with an error, or not at all.
+        """
         config = node.recall(self.host, SessionsConfig)
         if config is None:
             raise PeerError("the session store was not set up yet")
         try:
             async with asyncio.timeout(_ANSWER_S):
-                reader, writer = await asyncio.open_connection(self.host.address, SESSIONS_PORT)
+                reader, writer = await asyncio.open_connection(address or self.host.address, SESSIONS_PORT)
                 try:
                     writer.write(f"AUTH {config.password.get_secret_value()}\r\n{command}\r\n".encode())
                     await _reply(reader)
