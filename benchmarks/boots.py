@@ -5,16 +5,17 @@ instances are processes of this computer, so that all of the time is ours. A vir
 the image's own boot: until systemd starts the first program of ours.
 """
 
-import asyncio
 import json
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.bench import Bench
 from benchmarks.goals import Measured
+from conpaas.core import tasks
+from conpaas.core.clock import SYSTEM_CLOCK
 from conpaas.core.messages.model import NodeView
 from conpaas.core.states import NodeState
 from tests.fakes.built_image import built_image
@@ -44,14 +45,7 @@ async def providers(b: Bench) -> Mapping[str, Measured]:
     measured: dict[str, Measured] = {}
     for name in PROVIDERS:
         async with played(name, b.new_folder(name)) as there:
-            ran: dict[str, float] = {}
-            boot = there.booter.boot
-
-            async def noted(vm: str, *words: str, ran: dict[str, float] = ran, boot: Any = boot) -> None:
-                ran[vm] = time.monotonic()
-                await boot(vm, *words)
-
-            there.booter.boot = noted  # type: ignore[method-assign]
+            ran = _note_boots(there.booter)
             growth = await _Growth.of(there.here, name)
             times = []
             for _ in range(b.effort.repetitions):
@@ -72,6 +66,19 @@ async def machines(b: Bench) -> Mapping[str, Measured]:
             own, ran = growth.spoke[node.id], growth.ran[node.id]
             measured |= _result(b, name, [served - ran], None if warm else own - ran)
     return measured
+
+
+def _note_boots(booter: Any) -> dict[str, float]:
+    """Return when each instance began to boot, as long as it is looked at."""
+    began: dict[str, float] = {}
+    boot = booter.boot
+
+    async def noted(vm: str, address: str, document: str) -> None:
+        began[vm] = time.monotonic()
+        await boot(vm, address, document)
+
+    booter.boot = noted
+    return began
 
 
 def _result(b: Bench, cloud: str, times: list[float], floor: float | None = None) -> Mapping[str, Measured]:
@@ -106,22 +113,21 @@ class _Growth:
         """Add a node, and remove it when it serves; return it, and when that was."""
         known = {node.id for node in agents(await self._here.client.service(self._service))}
         await self._here.client.scale(self._service, {"php": 1}, cloud=self._cloud)
-        async with asyncio.timeout(_DEADLINE_S):
-            while True:
-                view = await self._here.client.service(self._service)
-                fresh = next((node for node in agents(view) if node.id not in known), None)
-                if fresh is not None and self._look(fresh):
-                    served = time.monotonic()
-                    break
-                await asyncio.sleep(_POLL_S)
+        fresh = await tasks.wait_for(
+            lambda: self._served(known), timeout_s=_DEADLINE_S, what="a node", clock=SYSTEM_CLOCK, period_s=_POLL_S
+        )
+        served = time.monotonic()
         await self._here.client.scale(self._service, {"php": -1}, cloud=self._cloud, wait=True)
         return fresh, served
 
-    def _look(self, node: NodeView) -> bool:
-        """Note how far a node is; return whether it serves."""
-        if node.cloud_id:
-            self.ran.setdefault(node.id, time.monotonic())
-            console = Path(self._here.data, "clouds", node.cloud, node.cloud_id, "console.log")
-            if node.id not in self.spoke and console.exists() and _FIRST_WORDS in console.read_bytes():
-                self.spoke[node.id] = time.monotonic()
-        return node.state is NodeState.SERVING
+    async def _served(self, known: Collection[str]) -> NodeView | None:
+        """Return the node that is not known yet, if it serves; note how far it is."""
+        view = await self._here.client.service(self._service)
+        fresh = next((node for node in agents(view) if node.id not in known), None)
+        if fresh is None or not fresh.cloud_id:
+            return None
+        self.ran.setdefault(fresh.id, time.monotonic())
+        console = Path(self._here.data, "clouds", fresh.cloud, fresh.cloud_id, "console.log")
+        if fresh.id not in self.spoke and console.exists() and _FIRST_WORDS in console.read_bytes():
+            self.spoke[fresh.id] = time.monotonic()
+        return fresh if fresh.state is NodeState.SERVING else None

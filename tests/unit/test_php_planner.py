@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from conpaas.core.errors import BadInputError
 from conpaas.core.messages.model import CodeVersionView, Wanted
 from conpaas.core.service import MANAGER, Node, Situation, Step
-from conpaas.services.php.messages import PhpSettings
+from conpaas.services.php.messages import PhpSettings, SessionsConfig
 from conpaas.services.php.planner import PhpPlanner
 
 planner = PhpPlanner()
@@ -163,8 +163,8 @@ def test_sessions_come_from_the_manager_before_until_every_back_end_knows_the_ne
     moving = replace(situation({"proxy": 1}, node("a")), predecessor="127.0.0.8")
 
     assert story(moving) == [["manager.sessions"], ["a.php", "a.web"], ["manager.sessions"], ["a.proxy"]]
-    sources = [step.config.source for stage in planner.stages(moving) for step in stage if step.role == "sessions"]
-    assert sources == ["127.0.0.8", ""]
+    configs = [step.config for stage in planner.stages(moving) for step in stage]
+    assert [one.source for one in configs if isinstance(one, SessionsConfig)] == ["127.0.0.8", ""]
 
 
 def test_stopping_ends_every_role_and_the_sessions_last() -> None:
