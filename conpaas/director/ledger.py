@@ -421,9 +421,8 @@ class Ledger:
         async with self._db.read() as session:
             query = select(Instance).where(Instance.cloud == name, Instance.state != N.GONE)
             rows = {row.id: row for row in await session.scalars(query)}
-        ours = [vm for vm in vms if _is(rows.get(vm.token), vm)]
-        found = {vm.token: vm for vm in ours}
-        strange = [vm for vm in vms if vm not in ours and vm.token not in self._launching]
+        found = {vm.token: vm for vm in vms if _is(rows.get(vm.token), vm)}
+        strange = [vm for vm in vms if not _is(rows.get(vm.token), vm) and vm.token not in self._launching]
         async with asyncio.TaskGroup() as group:
             for vm in strange:
                 ending = self._end_orphan(account, cloud, vm, before)

@@ -6,6 +6,7 @@ commits, on SQLite and on PostgreSQL alike.
 
 import asyncio
 import contextlib
+import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -88,10 +89,12 @@ class Database:
         Raises BadInputError for a URL that cannot be used, ConflictError when another director holds the database.
         """
         try:
-            engine = create_async_engine(url, pool_size=8, max_overflow=8)
+            sqlite = make_url(url).get_backend_name() == "sqlite"
+            words = {"factory": _SqliteConnection} if sqlite else {}
+            engine = create_async_engine(url, pool_size=8, max_overflow=8, connect_args=words)
         except (ArgumentError, ImportError) as exc:
             raise BadInputError(f"the database URL cannot be used: {exc}", hint=_URL_HINT) from exc
-        if engine.dialect.name == "sqlite":
+        if sqlite:
             _prepare_sqlite(engine.sync_engine)
         try:
             held = await _hold(engine)
@@ -149,6 +152,15 @@ class Database:
 
 
 _URL_HINT = "for example sqlite+aiosqlite:////var/lib/conpaas/director.sqlite or postgresql+asyncpg://user@host/name"
+
+
+class _SqliteConnection(sqlite3.Connection):
+    """Closed while statements of it are alive, as when a task is cancelled, SQLite's own would keep its locks."""
+
+    def close(self) -> None:
+        if self.in_transaction:
+            self.rollback()
+        super().close()
 
 
 def _prepare_sqlite(engine: Engine) -> None:
