@@ -319,7 +319,8 @@ class Ledger:
     async def _delete_at_cloud(self, instance: Instance) -> None:
         try:
             cloud = self._clouds.usable(instance.cloud)
-            for cloud_id in await self._cloud_ids(cloud, instance):
+            made = await self._cloud_ids(cloud, instance)
+            for cloud_id in made:
                 await self._clouds.account(instance.cloud).ask("delete", partial(cloud.delete, cloud_id))
         except ConpaasError as exc:
             log.warning("delete-delayed", instance=instance.id, cloud=instance.cloud, error=exc.message)
@@ -327,6 +328,8 @@ class Ledger:
         now = self._clock.now()
         async with self._db.write() as session:
             row = await instance_of(session, instance.id)
+            if not made:
+                money.refund(session, await user_of(session, row.user_id), row, now, "it was never made")
             if row.state is not N.GONE:
                 enter(row, N.GONE, now)
         log.info("instance-gone", instance=instance.id)

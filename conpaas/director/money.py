@@ -41,9 +41,7 @@ def end(session: AsyncSession, user: User, service: Service, instance: Instance,
 
 
 def refund(session: AsyncSession, user: User, instance: Instance, now: datetime, reason: str) -> None:
-    """Give back all that was charged for an instance that never was."""
-    if instance.ended is not None:
-        return
+    """Give back all that was charged for an instance that never was. Fine if that was done."""
     for hour in range(instance.charged):
         session.add(
             CreditEntry(
@@ -52,7 +50,7 @@ def refund(session: AsyncSession, user: User, instance: Instance, now: datetime,
         )
     user.credits += instance.charged
     instance.charged = 0
-    instance.ended, instance.next_charge = now, None
+    instance.ended, instance.next_charge = instance.ended or now, None
 
 
 def grant(session: AsyncSession, user: User, amount: int, *, at: datetime, actor: str, reason: str) -> None:

@@ -222,7 +222,7 @@ async def test_an_instance_deleted_while_it_is_being_made_does_not_stay(rig: Rig
 
 
 async def test_an_instance_given_back_before_its_turn_is_never_made(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, service = await started(rig)
+    user, service = await started(rig)
     account = rig.director.clouds.account("sim")
     account.calls = asyncio.Semaphore(1)
     asked: list[object] = []
@@ -239,6 +239,7 @@ async def test_an_instance_given_back_before_its_turn_is_never_made(rig: Rig, mo
 
     assert asked == []
     assert (await rig.instance(nodes[0])).state is NodeState.GONE
+    assert await rig.credits(user) == 99  # the manager's
 
 
 async def test_an_instance_that_dies_is_lost_and_costs_no_more(rig: Rig) -> None:
