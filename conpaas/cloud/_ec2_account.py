@@ -95,6 +95,10 @@ class Account:
 
     # Where things are made; neither a subnet's zone nor an image's content ever changes
 
+    def _look_anew(self) -> None:
+        """Forget subnets and image: they can be deleted, and subnets fill up."""
+        self._subnets_known, self._ami_known = (), None
+
     async def _subnets(self) -> tuple[Subnet, ...]:
         """Return the subnets that instances may be in: the settings' in their order, else the region's default ones."""
         if not self._subnets_known:

@@ -36,6 +36,7 @@ T = TypeVar("T")
 Answer = dict[str, Any]
 
 CONNECTIONS = 64
+WORDS_CHARACTERS = 800
 OPENING_S = 20.0  # no call: descriptions are read, and the computer is asked for its own credentials
 
 _BY_CODE: dict[str, type[ConpaasError]] = {
@@ -97,8 +98,10 @@ _BY_CODE: dict[str, type[ConpaasError]] = {
             "DependencyViolation",  # what is in the way is going away
             "IncorrectInstanceState",
             "IncorrectState",
+            "InvalidAttachment.NotFound",  # of one that we have seen
             "InvalidGroup.NotFound",  # it was deleted meanwhile, or is not known everywhere yet
             "InvalidInstanceID.NotFound",  # of an instance that we have seen
+            "InvalidVolume.NotFound",
             "PendingVerification",
             "ServiceUnavailable",
             "Unavailable",
@@ -114,7 +117,8 @@ def error_for(cloud: str, operation: str, answer: Answer) -> ConpaasError:
     """Return the error that an error answer stands for. Its `value` is Amazon's code, its message Amazon's words."""
     problem, metadata = answer.get("Error", {}), answer.get("ResponseMetadata", {})
     code, text = str(problem.get("Code", "")), str(problem.get("Message", ""))
-    message = f"cloud {cloud}: {operation}: {text.partition(' Encoded authorization failure message:')[0]} ({code})"
+    said = _cut(text.partition(" Encoded authorization failure message:")[0])
+    message = f"cloud {cloud}: {operation}: {said} ({code})"
     kind = _kind(code, text, int(metadata.get("HTTPStatusCode") or 0))
     if kind is ThrottledError:
         return ThrottledError(message, value=code, retry_after_s=_seconds(metadata.get("HTTPHeaders", {})))
@@ -124,6 +128,8 @@ def error_for(cloud: str, operation: str, answer: Answer) -> ConpaasError:
 def _kind(code: str, text: str, status: int) -> type[ConpaasError]:
     if code.startswith("InvalidAMIID.") or (code == "AuthFailure" and "images" in text):
         return UnknownImageError  # "Not authorized for images: [ami-…]": another account's, or deregistered
+    if code == "InvalidParameterValue" and "already in use" in text:
+        return CloudBusyError  # the name of a device: the list of those in use lags behind
     if code in _BY_CODE:
         return _BY_CODE[code]
     if code.endswith("LimitExceeded"):
@@ -157,8 +163,13 @@ def _error_of(cloud: str, operation: str, exc: Exception) -> ConpaasError:
     """Return the error that a failure to get an answer stands for."""
     for kinds, kind in _BY_EXCEPTION:
         if isinstance(exc, kinds):
-            return kind(f"cloud {cloud}: {operation}: {str(exc) or 'no answer in time'}")
-    return PeerError(f"cloud {cloud}: {operation}: {exc.__class__.__name__}: {exc}")
+            return kind(f"cloud {cloud}: {operation}: {_cut(str(exc)) or 'no answer in time'}")
+    return PeerError(f"cloud {cloud}: {operation}: {exc.__class__.__name__}: {_cut(str(exc))}")
+
+
+def _cut(words: str) -> str:
+    """Return the beginning of an error's words: botocore quotes the whole of an answer that it cannot read."""
+    return " ".join(words.split())[:WORDS_CHARACTERS]
 
 
 def _read(answer: Answer, read: Callable[[Answer], T]) -> T:
@@ -207,7 +218,7 @@ class Client:
             raise _error_of(self._cloud, operation, exc) from exc
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
             # What botocore's parsers, and `read`, make of an answer that is not of the protocol.
-            raise PeerError(f"cloud {self._cloud}: {operation}: the answer makes no sense: {exc!r}") from exc
+            raise PeerError(f"cloud {self._cloud}: {operation}: the answer makes no sense: {_cut(repr(exc))}") from exc
 
     async def pages(self, operation: str, read: Callable[[Answer], Sequence[T]], **parameters: Any) -> list[T]:
         """Make as many calls as it takes to get the whole of a list; each may bring less than a page, or nothing."""

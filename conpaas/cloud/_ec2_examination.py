@@ -1,6 +1,7 @@
 """Trying an account without making anything."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from ipaddress import ip_address
 from typing import Any
 
 from conpaas.cloud._ec2_account import DEPLOYMENT, filters
@@ -23,16 +24,17 @@ class Examination(Offers):
 
     async def examine(self) -> Sequence[Finding]:
         """Return what was found, in the order in which an administrator would look."""
+        self._look_anew()
         zones, findings = await self._reach()
         if not all(finding.ok for finding in findings):
             return findings
         findings.append(self._zone_finding(zones))
         looks: list[tuple[str, Look, str]] = [
             ("the image", self._try_image, "'image' is an AMI of this region: 'conpaas cloud edit'"),
-            ("the size", self._try_size, "choose another 'size' or 'image': 'conpaas cloud edit'"),
             ("the subnets", self._try_subnets, "'subnets' are of this region and of one VPC: 'conpaas cloud edit'"),
+            ("the size", self._try_size, "choose another 'size' or 'image': 'conpaas cloud edit'"),
             ("the key pair", self._try_key_pair, "'key_pair' is the name of one in this region, or empty"),
-            ("the network", self._try_network, _NETWORK_HINT),
+            ("the network", self._try_network, _NETWORK_HINTS[self._settings.address]),
         ]
         for look in looks:
             findings.append(await _find(*look))
@@ -81,18 +83,18 @@ class Examination(Offers):
         return f"{ami.id}: {ami.architecture}, {ami.disk_gib} GiB"
 
     async def _try_size(self) -> str:
-        name = self._settings.size
+        """Look at the size, and at what it must fit as far as that was found to be there."""
+        name, ami = self._settings.size, self._ami_known
+        zones = [subnet.zone for subnet in self._subnets_known if self._settings.zone in ("", subnet.zone)]
         kinds = await self._ec2.pages(
             "describe_instance_types", _read_architectures, Filters=filters({"instance-type": name})
         )
         if not kinds:
             raise BadInputError(f"there is no instance type {name!r} in {self._settings.region}", value=name)
-        ami = await self._ami()
-        if ami.architecture and ami.architecture not in kinds[0]:
+        if ami is not None and ami.architecture and ami.architecture not in kinds[0]:
             raise BadInputError(f"{name} is {' or '.join(kinds[0])}, the image is {ami.architecture}", value=name)
-        zone = (await self._subnet("")).zone
-        if zone not in await self._zones_with(name):
-            raise BadInputError(f"there is no {name} in zone {zone}", value=zone)
+        if zones and zones[0] not in await self._zones_with(name):
+            raise BadInputError(f"there is no {name} in zone {zones[0]}", value=zones[0])
         return f"{name}: {' or '.join(kinds[0])}"
 
     async def _zones_with(self, size: str) -> list[str]:
@@ -123,10 +125,49 @@ class Examination(Offers):
         )
 
     async def _try_network(self) -> str:
-        networks = ", ".join(map(str, self._settings.inner_networks))
-        if self._settings.address == "public" and not networks:
-            raise BadInputError("instances meet at public addresses, and nothing lets them or the director in there")
-        return f"inner ports are open to instances of the same service{networks and f' and to {networks}'}"
+        networks = self._settings.inner_networks
+        named = ", ".join(map(str, networks))
+        if self._settings.address == "public":
+            if all(network.num_addresses == 1 for network in networks):
+                who = f"only {named} is" if named else "nobody is"
+                raise BadInputError(f"instances meet at their public addresses, where {who} let in, none of them")
+            await self._try_addresses()
+            return f"inner ports are open to {named}: the instances' own public addresses must be among these"
+        names = await self._try_names() if self._settings.address == "name" else ""
+        return f"inner ports are open to instances of the same service{named and f' and to {named}'}{names}"
+
+    async def _try_addresses(self) -> None:
+        """Raise BadInputError if an instance that is there is not let in by the others."""
+        addresses = await self._ec2.pages("describe_instances", _read_addresses, Filters=self._ours())
+        out = [
+            address
+            for address in addresses
+            if not any(ip_address(address) in network for network in self._settings.inner_networks)
+        ]
+        if out:
+            raise BadInputError(
+                f"{len(out)} of {len(addresses)} instances are not let in by the others: {out[0]}"
+                " is not in 'inner_networks'",
+                value=out[0],
+            )
+
+    async def _try_names(self) -> str:
+        """Raise BadInputError if instances get no names; return what to say if that cannot be known."""
+        if not self._subnets_known:
+            return ""
+        vpc = self._subnets_known[0].vpc
+        try:
+            named = await self._ec2.call(
+                "describe_vpc_attribute",
+                lambda answer: bool(answer["EnableDnsHostnames"]["Value"]),
+                VpcId=vpc,
+                Attribute="enableDnsHostnames",
+            )
+        except CloudRefusedError as exc:
+            return f"; whether they get names is unknown: {exc.message}"
+        if not named:
+            raise BadInputError(f"'DNS hostnames' are off in {vpc}: its instances get no public name", value=vpc)
+        return ""
 
     def _permissions(self) -> list[tuple[str, Look, str]]:
         """Return attempts at what changes something, none of which Amazon carries out."""
@@ -192,7 +233,12 @@ class Examination(Offers):
         )
 
 
-_NETWORK_HINT = "name director and instances in 'inner_networks', or set 'address' to 'name' or 'private'"
+_NETWORK_HINTS = {
+    "public": "set 'address' to 'name', or to 'private' if the director is in the same network;"
+    " else 'inner_networks' must hold the instances' own public addresses: 'conpaas cloud edit'",
+    "name": "switch 'DNS hostnames' on there, or set 'address' to 'private' if the director is in the same network",
+    "private": "",
+}
 
 
 async def _find(name: str, look: Look, hint: str) -> Finding:
@@ -200,6 +246,15 @@ async def _find(name: str, look: Look, hint: str) -> Finding:
         return Finding(name=name, ok=True, detail=await look())
     except ConpaasError as exc:
         return Finding(name=name, ok=False, detail=exc.message, hint=exc.hint or hint)
+
+
+def _read_addresses(answer: Answer) -> list[str]:
+    return [
+        str(ip_address(instance["PublicIpAddress"]))
+        for reservation in answer["Reservations"]
+        for instance in reservation["Instances"]
+        if instance.get("PublicIpAddress")
+    ]
 
 
 def _read_architectures(answer: Answer) -> list[list[str]]:

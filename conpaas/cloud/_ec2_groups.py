@@ -7,11 +7,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from conpaas.cloud._ec2_account import DEPLOYMENT, filters
+import structlog
+
+from conpaas.cloud._ec2_account import DEPLOYMENT, Fresh, filters
 from conpaas.cloud._ec2_client import Answer, Client
 from conpaas.core import tasks
 from conpaas.core.cloud import CloudContext
-from conpaas.core.errors import CloudBusyError, CloudRefusedError
+from conpaas.core.errors import CloudBusyError, CloudRefusedError, PeerError
+
+log = structlog.get_logger()
 
 THEMSELVES = "themselves"
 """As the source of a rule: instances of the same group."""
@@ -55,6 +59,7 @@ class Groups:
         self._ec2, self._context = client, context
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._in_use: Counter[str] = Counter()
+        self._fresh: Fresh[Group] = Fresh(context.clock)
         self._background = tasks.Background()
         self._asked = False
 
@@ -89,22 +94,22 @@ class Groups:
 
     async def _make_sure(self, name: str, wanted: Wanted) -> str:
         group = await self._find(name, wanted.vpc) or await self._make(name, wanted)
-        if not await self._let_in(group, wanted):
-            group = await self._find(name, wanted.vpc) or group
-            await self._let_in(group, wanted)
+        if missing := wanted.rules() - group.rules:
+            if not await self._let_in(group, missing):
+                for rule in sorted(missing):  # a call with one that is there adds none of the others
+                    await self._let_in(group, {rule})
+            self._fresh.put(name, Group(group.id, name, group.rules | missing))
         return group.id
 
-    async def _let_in(self, group: Group, wanted: Wanted) -> bool:
-        """Add the rules that a group lacks; tell whether they are all there, for somebody may be adding the same."""
-        missing = wanted.rules() - group.rules
+    async def _let_in(self, group: Group, rules: Iterable[Rule]) -> bool:
+        """Add rules to a group; tell whether that was done, for one of them may have been there."""
         try:
-            if missing:
-                await self._ec2.call(
-                    "authorize_security_group_ingress",
-                    _nothing,
-                    GroupId=group.id,
-                    IpPermissions=permissions(missing, group.id),
-                )
+            await self._ec2.call(
+                "authorize_security_group_ingress",
+                _nothing,
+                GroupId=group.id,
+                IpPermissions=permissions(rules, group.id),
+            )
         except CloudRefusedError as exc:
             if exc.value != "InvalidPermission.Duplicate":
                 raise
@@ -113,7 +118,7 @@ class Groups:
 
     async def _find(self, name: str, vpc: str) -> Group | None:
         groups = await self._all(**{"group-name": name, "vpc-id": vpc})
-        return groups[0] if groups else None
+        return groups[0] if groups else self._fresh.all().get(name)
 
     async def _make(self, name: str, wanted: Wanted) -> Group:
         tags = {"Name": name, DEPLOYMENT: self._context.deployment, "conpaas:service": wanted.service}
@@ -132,10 +137,21 @@ class Groups:
                 ],
             )
         except CloudRefusedError as exc:
-            if exc.value == "InvalidGroup.Duplicate" and (found := await self._find(name, wanted.vpc)):
+            if exc.value != "InvalidGroup.Duplicate":
+                raise
+            if found := await self._find(name, wanted.vpc):
                 return found
-            raise
-        return Group(made, name, frozenset())
+            if await self._is_somebody_elses(name, wanted.vpc):
+                raise
+            raise CloudBusyError(exc.message, value=exc.value) from exc  # the lists do not know it yet
+        group = Group(made, name, frozenset())
+        self._fresh.put(name, group)
+        return group
+
+    async def _is_somebody_elses(self, name: str, vpc: str) -> bool:
+        """Tell whether a group of that name is there without our tag."""
+        wanted = filters({"group-name": name, "vpc-id": vpc})
+        return bool(await self._ec2.pages("describe_security_groups", _read_groups, Filters=wanted))
 
     # Deleting
 
@@ -143,8 +159,11 @@ class Groups:
         while self._asked:
             self._asked = False
             for pause_s in ENDING_S:
-                if not await self._sweep_once():
-                    break
+                try:
+                    if not await self._sweep_once():
+                        break
+                except (CloudBusyError, PeerError) as exc:
+                    log.info("sweep-delayed", cloud=self._context.name, error=exc.message)
                 await self._context.clock.sleep(pause_s)
 
     async def _sweep_once(self) -> bool:
@@ -165,7 +184,9 @@ class Groups:
         try:
             await self._ec2.call("delete_security_group", _nothing, GroupId=group.id)
         except CloudBusyError as exc:
-            return exc.value == "InvalidGroup.NotFound"
+            if exc.value != "InvalidGroup.NotFound":
+                return False
+        self._fresh.drop(group.name)
         return True
 
     async def _all(self, **more: str) -> list[Group]:

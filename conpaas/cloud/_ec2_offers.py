@@ -69,12 +69,11 @@ class Offers(Account):
             QuotaCode=_QUOTA_SPOT if self._settings.spot else _QUOTA_ON_DEMAND,
         )
         counted = [cores for kind, cores, spot in everybodys if _STANDARD.match(kind) and spot == self._settings.spot]
-        sizes = await self._shapes([self._settings.size])
-        more = (limit - sum(counted)) // sizes[0].cores if sizes else 0
-        return [
-            Room(name="instances", used=len(counted), limit=len(counted) + max(more, 0)),
-            Room(name="cores", used=sum(counted), limit=limit),
-        ]
+        rooms = [Room(name="cores", used=sum(counted), limit=limit)]
+        for size in await self._shapes([self._settings.size]):
+            more = max((limit - sum(counted)) // size.cores, 0)
+            rooms.insert(0, Room(name="instances", used=len(counted), limit=len(counted) + more))
+        return rooms
 
     async def _close_offers(self) -> None:
         for client in (self._pricing, self._quotas):

@@ -13,7 +13,7 @@ from conpaas.cloud._ec2_account import chunks
 from conpaas.cloud._ec2_client import Answer, Client
 from conpaas.core import files
 from conpaas.core.clock import Clock
-from conpaas.core.errors import ConpaasError
+from conpaas.core.errors import ConpaasError, DiskFullError
 
 log = structlog.get_logger()
 
@@ -93,7 +93,7 @@ class PriceList:
             return prices, datetime.fromisoformat(document["asked"])
         except FileNotFoundError:
             return {}, datetime.min.replace(tzinfo=UTC)
-        except (ArithmeticError, KeyError, TypeError, ValueError) as exc:
+        except (ArithmeticError, KeyError, OSError, TypeError, ValueError) as exc:
             log.warning("price-file-unreadable", file=str(self._file), error=repr(exc))
             return {}, datetime.min.replace(tzinfo=UTC)
 
@@ -102,7 +102,10 @@ class PriceList:
             kind: None if price is None else [str(price.amount), price.currency] for kind, price in prices.items()
         }
         document = {"asked": self._clock.now().isoformat(), "prices": entries}
-        files.write_atomically(self._file, json.dumps(document), mode=0o600)
+        try:
+            files.write_atomically(self._file, json.dumps(document), mode=0o600)
+        except (DiskFullError, OSError) as exc:  # then it is asked for again
+            log.warning("price-file-not-written", file=str(self._file), error=str(exc))
 
 
 def _price(product: Answer) -> tuple[str, Price | None]:

@@ -107,11 +107,9 @@ class Volumes(Account):
         if known or volume in self._fresh_volumes.all():
             try:
                 await self._ec2.call("delete_volume", dict, VolumeId=volume)
-            except CloudRefusedError as exc:
-                if exc.value != "InvalidVolume.NotFound":
+            except CloudBusyError as exc:
+                if exc.value != "InvalidVolume.NotFound" or not known:
                     raise
-                if not known:
-                    raise CloudBusyError(exc.message, value=volume) from exc
         self._fresh_volumes.drop(volume)
 
     async def _attachable(self, volume: str, vm: str) -> Volume:

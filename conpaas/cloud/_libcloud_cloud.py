@@ -13,6 +13,7 @@ from libcloud.compute.base import Node
 from libcloud.compute.types import NodeState
 
 from conpaas.cloud._libcloud_errors import is_gone, readable
+from conpaas.cloud._libcloud_ports import needed
 from conpaas.cloud._libcloud_provider import MIB, Provider
 from conpaas.cloud._libcloud_threads import Call, Threads
 from conpaas.cloud.libcloud import LibcloudSettings
@@ -38,6 +39,9 @@ CATALOGUE_S = 600.0
 """How long sizes and zones are remembered."""
 GRACE_S = 60.0
 """How long the provider's lists may lag behind what it has confirmed."""
+_REST = "networks, security groups and key"
+_FIRST = ("the login", _REST)
+"""What is tried after one of these says nothing if it fails."""
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 
 _STATES: Mapping[Any, VmState] = MappingProxyType(
@@ -324,12 +328,13 @@ class LibcloudCloud:
             ("the size", self._check_size),
             ("the zone", self._check_zone),
             ("the image", self._check_image),
-            ("networks, security groups and key", self._check_rest),
+            (_REST, self._check_rest),
+            ("the ports", self._check_ports),
         )
         for name, check in checks:
             finding = await self._finding(name, check)
             findings.append(finding)
-            if not finding.ok and name == "the login":
+            if not finding.ok and name in _FIRST:
                 break
         return findings
 
@@ -353,6 +358,7 @@ class LibcloudCloud:
         return self._provider.size_name(self._size(driver, ""))
 
     def _check_zone(self, driver: Any) -> str:
+        self._zones = (0.0, ())
         return self._zone(driver, self._settings.zone) or "any"
 
     def _check_image(self, driver: Any) -> str:
@@ -368,3 +374,15 @@ class LibcloudCloud:
         if missing:
             raise CloudRefusedError(f"there is no {', no '.join(missing)}", hint="correct the settings")
         return ""
+
+    def _check_ports(self, driver: Any) -> str:
+        ports, ways = needed(), self._provider.ways(driver)
+        if ways is None:
+            return f"not looked at, and none is opened for you: let in {ports}"
+        shut = ports.shut(ways)
+        if shut.outer or shut.inner:
+            raise CloudRefusedError(
+                f"no rule lets in {', '.join(map(str, (*shut.outer, *shut.inner)))}",
+                hint=f"have the 'security_groups' let in {ports}",
+            )
+        return f"let in: {ports}"

@@ -1,5 +1,6 @@
 """Amazon EC2 through libcloud."""
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -62,7 +63,7 @@ class Ec2(DiskProvider):
             ex_userdata=request.context(""),
             ex_metadata=marks(self.deployment, request),
             ex_keyname=self.settings.key_name or None,
-            ex_clienttoken=f"{self.deployment}-{request.token}"[:64],
+            ex_clienttoken=hashlib.sha256(f"{self.deployment}/{request.token}".encode()).hexdigest(),
             **placed,
         )
 
@@ -94,6 +95,11 @@ class Ec2(DiskProvider):
 
     def missing(self, driver: Any) -> list[str]:
         settings, found = self.settings, []
+        groups = list(settings.security_groups)
+        if groups:  # what is not there is an error, in the provider's words
+            driver.ex_get_security_groups(**{"group_ids" if settings.networks else "group_names": groups})
+        if settings.networks:
+            driver.ex_list_subnets(subnet_ids=list(settings.networks))
         if settings.key_name and settings.key_name not in {key.name for key in driver.list_key_pairs()}:
             found.append(f"key {settings.key_name}")
         return found

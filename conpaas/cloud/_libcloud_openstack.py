@@ -11,6 +11,7 @@ from libcloud.compute.drivers.openstack import OpenStackNetwork, OpenStackSecuri
 from libcloud.compute.types import NodeState
 
 from conpaas.cloud._libcloud_errors import is_code
+from conpaas.cloud._libcloud_ports import Way
 from conpaas.cloud._libcloud_provider import DEPLOYMENT_TAG, GIB, MIB, TOKEN_TAG, DiskProvider, marks
 from conpaas.cloud._libcloud_threads import Call
 from conpaas.cloud.libcloud import LibcloudSettings
@@ -159,6 +160,27 @@ class OpenStack(DiskProvider):
             found.append(f"key {settings.key_name}")
         return found
 
+    def ways(self, driver: Any) -> list[Way] | None:
+        """Read the rules as they are: libcloud's take all of them for rules about what comes in."""
+        try:
+            groups = driver.network_connection.request("/v2.0/security-groups").object["security_groups"]
+        except Exception as exc:
+            if is_code(exc, 404):
+                return None  # this network service has no security groups
+            raise
+        networks = driver.network_connection.request("/v2.0/networks").object["networks"]
+        ours = [network for network in networks if network["id"] in self.settings.networks]
+        if ours and not any(network.get("port_security_enabled", True) for network in ours):
+            return [Way(0, 65535, outside=True)]
+        names = self.settings.security_groups or ("default",)
+        return [
+            Way(rule.get("port_range_min") or 0, rule.get("port_range_max") or 65535, not rule.get("remote_group_id"))
+            for group in groups
+            if group["name"] in names or group["id"] in names
+            for rule in group["security_group_rules"]
+            if rule["direction"] == "ingress" and rule.get("protocol") in _TCP
+        ]
+
     def quota(self, driver: Any) -> list[Room]:
         """Return the compute service's limits; -1 is none."""
         limits = driver.connection.request("/limits").object["limits"]["absolute"]
@@ -214,6 +236,7 @@ class OpenStack(DiskProvider):
         )
 
 
+_TCP = (None, "any", "tcp", "6", 6)
 _STATES = MappingProxyType(
     {
         "active": NodeState.RUNNING,

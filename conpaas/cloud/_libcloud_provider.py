@@ -9,7 +9,7 @@ creates; else, and volumes everywhere, in their name.
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from libcloud.common.types import LibcloudError
 from libcloud.compute import providers
 from libcloud.compute.base import NodeImage
 
+from conpaas.cloud._libcloud_ports import Way
 from conpaas.cloud._libcloud_threads import Call
 from conpaas.cloud.libcloud import LibcloudSettings
 from conpaas.core.cloud import VmRequest, Volume
@@ -146,6 +147,10 @@ class Provider(ABC):
     def missing(self, driver: Any) -> list[str]:  # noqa: ARG002 - only a few can tell
         """Describe what else the settings name and the provider does not have."""
         return []
+
+    def ways(self, driver: Any) -> Sequence[Way] | None:  # noqa: ARG002 - only a few can tell
+        """Return the ways that the settings' security groups leave open; None if that cannot be known."""
+        return None
 
     def image(self, driver: Any) -> Any:
         """Return the image of the settings, without a look at it."""

@@ -4,7 +4,7 @@ import re
 from collections.abc import Awaitable, Callable
 from xml.etree.ElementTree import Element
 
-from conpaas.cloud._opennebula_model import id_of, number_of, text_of
+from conpaas.cloud._opennebula_model import id_of, image_trouble, number_of, text_of
 from conpaas.cloud._opennebula_quota import rooms
 from conpaas.cloud._opennebula_rpc import Server
 from conpaas.cloud.opennebula import OpenNebulaSettings
@@ -14,7 +14,6 @@ from conpaas.core.errors import CloudCredentialsError, CloudRefusedError, Conpaa
 OLDEST, NEWEST = (5, 4), (7, 99)
 _USABLE_IMAGE = {1, 2, 4, 9}
 """READY, USED, and LOCKED ones, for which VMs wait."""
-_IMAGE_STATES = {3: "DISABLED", 5: "ERROR", 6: "CLONE", 7: "DELETE", 8: "USED_PERS", 10: "LOCKED_USED_PERS"}
 _NETWORK_READY = "1"
 _IMAGE_DATASTORE = 0
 
@@ -84,9 +83,8 @@ async def _image(server: Server, settings: OpenNebulaSettings) -> str:
         if number is None:
             return text_of(template, "TEMPLATE/DISK/IMAGE")
     image = await server.read("one.image.info", number)
-    state = number_of(image, "STATE")
-    if state not in _USABLE_IMAGE:
-        raise UnknownImageError(f"the image {number} is {_IMAGE_STATES.get(state, state)}", value=number)
+    if number_of(image, "STATE") not in _USABLE_IMAGE:
+        raise UnknownImageError(f"the image {number} is {image_trouble(image)}", value=number)
     if number_of(image, "PERSISTENT"):
         raise UnknownImageError(
             f"the image {number} is persistent: only one VM can use it",

@@ -218,7 +218,11 @@ class OpenNebula:
             return None
         first, *others = sorted(bearers, key=lambda found: found.number)
         for other in others:
-            await self._terminate(other.number)
+            try:
+                await self._terminate(other.number)
+            except CloudError as exc:  # which would say that nothing is there
+                doubled = f"the VM {other.number} doubles the VM {first.number}, and cannot be ended yet"
+                raise PeerError(f"{doubled}: {exc.message}") from exc
         return first
 
     async def _terminate(self, number: int) -> None:

@@ -155,6 +155,28 @@ def _reason(vm: Element, state: int, lcm: int) -> str:
     return f"{name}: {error}" if error else name
 
 
+IMAGE_STATES = {
+    0: "INIT",
+    1: "READY",
+    2: "USED",
+    3: "DISABLED",
+    4: "LOCKED",
+    5: "ERROR",
+    6: "CLONE",
+    7: "DELETE",
+    8: "USED_PERS",
+    9: "LOCKED_USED",
+    10: "LOCKED_USED_PERS",
+}
+
+
+def image_trouble(image: Element) -> str:
+    """Name the state of an image that cannot be used, with the server's reason if it gives one."""
+    state = number_of(image, "STATE")
+    name, error = IMAGE_STATES.get(state, f"STATE {state}"), text_of(image, "TEMPLATE/ERROR")
+    return f"{name}: {error}" if error else name
+
+
 @dataclass(frozen=True)
 class Disk:
     """A disk of a VM that is an image."""

@@ -202,16 +202,24 @@ class Server:
         return understand() if len(body) < _LARGE_BYTES else await asyncio.to_thread(understand)
 
     async def _exchange(self, method: str, request: bytes, *, repeat: bool) -> bytes:
-        async with self._slots:
-            try:
-                async with asyncio.timeout(self._deadline_s):
-                    return await self._post(request)
-            except TimeoutError as exc:
-                waited = f"no answer within {self._deadline_s:g} s"
-                raise DeadlineError(f"cloud {self._cloud}: [{method}] {waited}") from exc
-            except (aiohttp.ClientError, OSError) as exc:
-                if not (repeat and _broke(exc)):
-                    raise self._unreachable(method, exc) from exc
+        """Post a request when it is its turn; CloudBusyError if that does not come before its deadline."""
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                await self._slots.acquire()
+        except TimeoutError as exc:
+            waited = f"{CALLS} calls before it have no answer within {self._deadline_s:g} s"
+            raise CloudBusyError(f"cloud {self._cloud}: [{method}] {waited}") from exc
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                return await self._post(request)
+        except TimeoutError as exc:
+            waited = f"no answer within {self._deadline_s:g} s"
+            raise DeadlineError(f"cloud {self._cloud}: [{method}] {waited}") from exc
+        except (aiohttp.ClientError, OSError) as exc:
+            if not (repeat and _broke(exc)):
+                raise self._unreachable(method, exc) from exc
+        finally:
+            self._slots.release()
         return await self._exchange(method, request, repeat=False)
 
     def _unreachable(self, method: str, exc: Exception) -> PeerError:

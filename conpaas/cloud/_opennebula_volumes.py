@@ -19,6 +19,7 @@ from conpaas.cloud._opennebula_model import (
     Template,
     Vector,
     id_of,
+    image_trouble,
     number_of,
     proper_name,
     render,
@@ -61,16 +62,10 @@ def _image(image: Element) -> _Image:
         token=text_of(image, f"TEMPLATE/{TOKEN}"),
         state=seen,
         size=number_of(image, "SIZE") * MIB,
-        reason=_reason(image, state) if seen is VolumeState.FAILED else "",
+        reason=image_trouble(image) if seen is VolumeState.FAILED else "",
     )
     vms = [number_of(vm, ".") for vm in image.iterfind("VMS/ID")] if state in _USED else []
     return _Image(number, next(iter(vms), None), volume)
-
-
-def _reason(image: Element, state: int) -> str:
-    name = "DISABLED" if state == 3 else "ERROR"
-    error = text_of(image, "TEMPLATE/ERROR")
-    return f"{name}: {error}" if error else name
 
 
 def _held(image: _Image, machine: Machine | None) -> _Held:

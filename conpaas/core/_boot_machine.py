@@ -1,5 +1,6 @@
 """What a first boot changes on its machine besides the network: names, clock, randomness, disk, user."""
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from conpaas.core import files, run
 from conpaas.core._boot_network import write_etc
+from conpaas.core.errors import BadInputError
 
 USER = "conpaas"
 """Who runs the daemon, and so the engines."""
@@ -107,20 +109,33 @@ def _sectors(device: Path, what: str) -> int:
 
 
 def folder_for(instance: str, home: Path) -> Path:
-    """Make the daemon's own folder, which belongs to USER, and return it."""
+    """Make the daemon's own folder, which belongs to USER, and return it.
+
+    After a reboot it is there already, with what USER has put in it: no link is followed.
+    Raises BadInputError, OSError.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]*", instance):
+        raise BadInputError(f"{instance[:80]!r} is no name of an instance", value=instance[:200])
     user = pwd.getpwnam(USER)
-    folder = home / instance
-    for path in (folder, folder / "logs", folder / "logs" / "daemon"):
-        path.mkdir(mode=0o750, exist_ok=True)
-        os.chown(path, user.pw_uid, user.pw_gid)
-    return folder
+    current = os.open(home, os.O_PATH | os.O_DIRECTORY)
+    try:
+        for name in (instance, "logs", "daemon"):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o750, dir_fd=current)
+            inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=current)
+            os.close(current)
+            current = inner
+            os.fchown(current, user.pw_uid, user.pw_gid)
+    finally:
+        os.close(current)
+    return home / instance
 
 
 def give(path: Path, text: str) -> None:
     """Write a file that only USER can read."""
     files.write_atomically(path, text, mode=0o600)
     user = pwd.getpwnam(USER)
-    os.chown(path, user.pw_uid, user.pw_gid)
+    os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
 
 
 def become_user() -> None:

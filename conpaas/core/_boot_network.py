@@ -22,6 +22,8 @@ LEASE_S = 60.0
 NETWORKD = Path("/run/systemd/network")
 METADATA = ("169.254.169.254/32", "fd00:ec2::254/128")
 """Where clouds answer the questions of their instances."""
+METRIC = 100
+"""Of routes through the second card; those through the first one, by whose address we are known, go before."""
 DEFAULT_ROUTES = {"default", "0.0.0.0/0", "::/0"}
 
 
@@ -124,12 +126,16 @@ def _with_prefix(text: str) -> str:
 # -- making it so ---------------------------------------------------------------------------------------------------
 
 
-def commands(interface: Interface, card: str) -> list[list[str]]:
-    """Return what `ip` is told, in order, to give `card` what `interface` says. All may be repeated."""
+def commands(interface: Interface, card: str, metric: int = 0) -> list[list[str]]:
+    """Return what `ip` is told, in order, to give `card` what `interface` says. All may be repeated.
+
+    Of several routes to one place that with the lowest `metric` is taken; with the same they would replace each other.
+    """
     told = [["link", "set", "dev", card, "address", interface.set_mac]] if interface.set_mac else []
     told.append(["link", "set", "dev", card, *(["mtu", str(interface.mtu)] if interface.mtu else []), "up"])
     told += [["address", "replace", address, "dev", card] for address in interface.addresses]
-    told += [["route", "replace", to, "via", via, "dev", card] for to, via in interface.routes]
+    last = ["metric", str(metric)] if metric else []
+    told += [["route", "replace", to, "via", via, "dev", card, *last] for to, via in interface.routes]
     return told
 
 
@@ -176,8 +182,8 @@ async def apply(network: Network, *, wait: bool = True) -> str:
     interfaces = network.interfaces or (Interface(name=next(iter(present), "eth0"), dhcp=True),)
     found = [(card_of(interface, present), interface) for interface in interfaces]
     await _end_leases(card for card, interface in found if not interface.dhcp)
-    for card, interface in found:
-        await _ip(commands(interface, card))
+    for place, (card, interface) in enumerate(found):
+        await _ip(commands(interface, card, METRIC * place))
     nameservers = [one for _, interface in found if not interface.dhcp for one in interface.nameservers]
     leased = [(card, interface) for card, interface in found if interface.dhcp]
     if leased:

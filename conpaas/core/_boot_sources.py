@@ -42,6 +42,11 @@ class Found:
     host_name: str = ""
 
 
+def read_file(path: Path = FILE) -> Found | None:
+    """Return the context that a file holds, if it is there. Raises BadInputError."""
+    return Found(where=str(path), text=_text(path)) if path.exists() else None
+
+
 # -- labels ---------------------------------------------------------------------------------------------------------
 
 

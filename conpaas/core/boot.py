@@ -128,8 +128,8 @@ class Look:
 
     async def __call__(self) -> Found | None:
         """Return what is there now. Raises BadInputError, CommandFailedError, PeerError for what is, but is no use."""
-        if sources.FILE.exists():
-            return Found(where=str(sources.FILE), text=sources.FILE.read_text(encoding="utf-8"))
+        if found := sources.read_file(sources.FILE):
+            return found
         for device, name in sources.labelled(sources.block_devices()).items():
             if name in sources.DISKS:
                 return await sources.read_disk(device, name)

@@ -73,6 +73,7 @@ class Ec2Harness:
         self._faults: defaultdict[str, deque[Fault]] = defaultdict(deque)
         self._foreign: set[str] = set()
         self._closing = asyncio.Event()
+        self.client_tokens: list[str] = []
         self.image = ""
         self.url = ""
 
@@ -148,6 +149,8 @@ class Ec2Harness:
             await self._closing.wait()
         if fault in {Fault.HANG, Fault.UNREACHABLE}:
             return self._cut(request)
+        if params["Action"] == "RunInstances":
+            self.client_tokens.append(params["ClientToken"])
         if params["Action"] == "RunInstances" and await self._is_full():
             words = f"You have requested more vCPU capacity than your current limit of {self.quota} allows."
             return self._error(400, "VcpuLimitExceeded", words)

@@ -6,14 +6,17 @@ that change. Parameters are checked as strictly as the server does; more of them
 """
 
 import asyncio
+import inspect
 import itertools
 import xmlrpc.client
 from collections import Counter, defaultdict, deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any
 
+import aiohttp
 from aiohttp import web
 
 from conpaas.core.clock import SYSTEM_CLOCK
@@ -98,6 +101,10 @@ class FakeImage:
     state: int = READY
     datastore: int = 101
     vms: list[int] = field(default_factory=list)
+    path: str = "/tmp/none"
+    format: str = "dummy_format"
+    source: str = "dummy_path"
+    """Where its datastore keeps it; empty until it does."""
 
 
 class FakeOpenNebula:
@@ -113,7 +120,7 @@ class FakeOpenNebula:
         self.network_state = 1
         self.datastore_full = False
         self.schedule_s, self.prolog_s, self.end_s, self.hotplug_s, self.lock_s = 0.01, 0.0, 0.0, 0.01, 0.01
-        self.attach_fails = self.cancel_fails = self.deploy_fails = 0
+        self.attach_fails = self.cancel_fails = self.deploy_fails = self.copy_fails = 0
         """How many of the next ones do."""
         self.on_boot: Callable[[int, Mapping[str, str]], Awaitable[str | None]] | None = None
         """Awaited when a VM boots, with its number and its context: start its daemon here, and return the address
@@ -179,14 +186,14 @@ class FakeOpenNebula:
             return web.Response(text="<html><body>It works!</body></html>", headers={"Connection": "close"})
         if method in self.held:
             await self.held[method].wait()
-        body = self._obey(method, parameters, fault)
+        body = await self._obey(method, parameters, fault)
         if fault is Fault.LATE:
             await self._closing.wait()
         if fault is Fault.LOST_ANSWER and request.transport is not None:
             request.transport.abort()
         return web.Response(body=body, content_type="text/xml", headers={"Connection": "close"})
 
-    def _obey(self, method: str, parameters: tuple[Any, ...], fault: Fault | None) -> bytes:
+    async def _obey(self, method: str, parameters: tuple[Any, ...], fault: Fault | None) -> bytes:
         if method not in METHODS or self.numbers < METHODS[method].since:
             return records.fault(-506, f"Method '{method}' not defined")  # err_no_method
         key, *rest = parameters
@@ -194,7 +201,8 @@ class FakeOpenNebula:
         if trouble := self._check(method, rest):
             return records.fault(-501, trouble)
         try:
-            return records.success(METHODS[method].handler(self, self._user(str(key), fault), fault, *rest))
+            answer = METHODS[method].handler(self, self._user(str(key), fault), fault, *rest)
+            return records.success(await answer if inspect.isawaitable(answer) else answer)
         except _Failure as exc:
             text, code, object_id = exc.answer
             return records.failure(f"[{method}] {text}", code, object_id)
@@ -527,34 +535,72 @@ class FakeOpenNebula:
 
     # -- images -----------------------------------------------------------------------------------------------------
 
-    def image_allocate(self, user: User, fault: Fault | None, text: str, datastore: int, *_: bool) -> int:
-        """As in image_allocate; the failures are of ImageAllocate::request_execute and ImagePool::allocate."""
+    async def image_allocate(self, user: User, fault: Fault | None, text: str, datastore: int, *_: bool) -> int:
+        """As in image_allocate; the failures are of ImageAllocate::request_execute and ImagePool::allocate.
+
+        Of a PATH the size is found out before the answer, and the file is copied after it.
+        """
         wished = {tag: str(value) for tag, value in self._parse(text)}
         if datastore != 101:
             raise _Failure(f"Error getting datastore [{datastore}].", NO_EXISTS, datastore)
+        size = await self._stat(wished)
         if self.datastore_full or fault is Fault.NO_DISK:
             raise _Failure("Not enough space in datastore", ACTION)
         for image in self.images.values():
             if image.owner is user and image.name == wished["NAME"]:
                 why = f"NAME is already taken by IMAGE {image.number}."
                 raise _Failure(f"Error allocating a new image. {why}", ALLOCATE)
-        assert wished["TYPE"] == "DATABLOCK"
-        image = self._add_image(user, wished["NAME"], 2, int(wished["SIZE"]), persistent=wished["PERSISTENT"] == "YES")
-        taken = {"NAME", "TYPE", "SIZE", "PERSISTENT"}
+        kind = {"OS": 0, "DATABLOCK": 2}[wished["TYPE"]]
+        image = self._add_image(user, wished["NAME"], kind, size, persistent=wished["PERSISTENT"] == "YES")
+        # Image::insert: since 6.0 whoever copies the file finds its format out, before it was the DRIVER that said it
+        taken = {"NAME", "TYPE", "SIZE", "PERSISTENT", "PATH"}
+        taken |= {"FORMAT", "DRIVER"} if self.numbers >= (6,) else set()
         image.template = [(tag, value) for tag, value in wished.items() if tag not in taken]
-        image.state = LOCKED
-        self._background.start(f"make image {image.number}", self._unlock(image))
+        image.state, image.path, image.format, image.source = LOCKED, wished.get("PATH", ""), "", ""
+        self._background.start(f"make image {image.number}", self._fill(image))
         return image.number
+
+    async def _stat(self, wished: Mapping[str, str]) -> int:
+        """Find the size out, in MiB: ImageManager::stat_image, and `fs_size` of the datastore's driver (libfs.sh)."""
+        path = wished.get("PATH")
+        if path is None:
+            return int(wished["SIZE"])
+        content = await self._fetch(path)
+        if not content:
+            trouble = "Failed to get image head" if path.startswith("http") else "File not found"
+            raise _Failure(f"Cannot parse image SIZE: {trouble}", INTERNAL)
+        qcow2 = content[:4] == b"QFI\xfb"
+        return -(-(int.from_bytes(content[24:32], "big") if qcow2 else len(content)) >> 20)
+
+    async def _fetch(self, path: str) -> bytes:
+        """Return a file of the front-end's, or of somebody's whom it can reach; empty if there is none."""
+        if not path.startswith(("http://", "https://")):
+            return Path(path).read_bytes() if Path(path).is_file() else b""
+        try:
+            async with aiohttp.ClientSession() as session, session.get(path) as answer:
+                return await answer.read() if answer.ok else b""
+        except aiohttp.ClientError:
+            return b""
 
     def _add_image(self, user: User, name: str, kind: int, size: int, *, persistent: bool) -> FakeImage:
         number = next(self._image_numbers)
         self.images[number] = FakeImage(number, user, name, kind, size, persistent, [("DEV_PREFIX", "vd")])
         return self.images[number]
 
-    async def _unlock(self, image: FakeImage) -> None:
+    async def _fill(self, image: FakeImage) -> None:
+        """Make or copy an image: ImageManager::_mkfs and _cp, and `fs/cp` of the datastore's driver."""
         await SYSTEM_CLOCK.sleep(self.lock_s)
-        if image.state == LOCKED:
-            image.state = READY
+        copied = await self._fetch(image.path) if image.path else b"new"
+        if image.state != LOCKED:
+            return
+        if self.copy_fails or not copied:
+            self.copy_fails = max(0, self.copy_fails - 1)
+            why = f"Error copying image in the datastore: Error copying {image.path} to /ds/{image.number}"
+            image.template.append(("ERROR", f"Mon Nov 23 05:31:22 2026: {why}"))
+            image.state = ERROR
+            return
+        image.state, image.source = READY, f"/ds/{image.number}"
+        image.format = "qcow2" if copied[:4] == b"QFI\xfb" else "raw"
 
     def _image(self, user: User, number: int) -> FakeImage:
         image = self.images.get(number)
@@ -585,7 +631,8 @@ class FakeOpenNebula:
         }
         kind: dict[str, str | int] = {"TYPE": image.type, "PERSISTENT": int(image.persistent), "SIZE": image.size}
         state: dict[str, str | int] = {"STATE": image.state, "PREV_STATE": image.state, "RUNNING_VMS": len(image.vms)}
-        return records.image(fields | who | kind | state, image.vms, image.template)
+        file: dict[str, str | int] = {"PATH": image.path, "FORMAT": image.format, "SOURCE": image.source}
+        return records.image(fields | who | kind | state | file, image.vms, image.template)
 
     def image_delete(self, user: User, _: Fault | None, number: int, *__: bool) -> int:
         """As in err_image_delete_in_use; a success is as in image_allocate."""
@@ -594,6 +641,9 @@ class FakeOpenNebula:
             why = f"There are {len(image.vms)} VMs using it."
             raise _Failure(f"Cannot delete image. {why}", ACTION)
         image.state = DELETE
+        if not image.source:  # ImageManager::delete_image: its datastore has nothing to remove
+            del self.images[number]
+            return number
         self._background.start(f"delete image {number}", self._forget(image))
         return number
 

@@ -21,7 +21,7 @@ ADMIN_PASSWORD = "root-password-of-the-instance"
 TOKEN = "gAAAAABtoken"
 PROJECT, USER, REGION = "paas", "conpaas", "RegionTwo"
 IMAGE, BROKEN_IMAGE = "6f1b9d0e-8a39-4f0e-9c42-1d7a3f5b2c01", "6f1b9d0e-8a39-4f0e-9c42-1d7a3f5b2c02"
-NETWORK = "b9c1e1f2-52d5-4f57-a4a6-0d5c1a3be7a4"
+NETWORK, OPEN_NETWORK = "b9c1e1f2-52d5-4f57-a4a6-0d5c1a3be7a4", "b9c1e1f2-52d5-4f57-a4a6-0d5c1a3be7a5"
 PAGE = 3
 BOOT_S = 0.02
 ZONES = ("nova", "rack-2")
@@ -116,6 +116,9 @@ class OpenStack:
         self.tokens: set[str] = set()
         self.expired = False
         """No login and no token is accepted."""
+        self.let_in: list[tuple[int, int]] = [(5555, 5555), (8080, 8080)]
+        """Ports that the group `conpaas` opens to everybody."""
+        self.no_groups = False
         self._count = 0
         self._closing = asyncio.Event()
         self.url = ""
@@ -432,12 +435,27 @@ class OpenStack:
         return web.Response(status=404, text=f"<html><h1>404 Not Found</h1>No image found with ID {image}</html>")
 
     async def _networks(self, _request: web.Request) -> web.Response:
-        return web.json_response({"networks": [{"id": NETWORK, "name": "private", "subnets": [], "status": "ACTIVE"}]})
+        networks = [
+            {"id": network, "name": name, "subnets": [], "status": "ACTIVE", "port_security_enabled": secured}
+            for network, name, secured in ((NETWORK, "private", True), (OPEN_NETWORK, "lab", False))
+        ]
+        return web.json_response({"networks": networks})
 
     async def _groups(self, _request: web.Request) -> web.Response:
+        if self.no_groups:
+            return web.Response(status=404, text="<html><h1>404 Not Found</h1>The resource could not be found.</html>")
+        default, ours = str(uuid4()), str(uuid4())
+        rules = {
+            default: [_rule(default, "egress"), _rule(default, "ingress", source=default)],
+            ours: [
+                _rule(ours, "egress"),
+                *(_rule(ours, "ingress", ports) for ports in self.let_in),
+                _rule(ours, "ingress", (6000, 9000), source=ours),
+            ],
+        }
         groups: list[dict[str, Any]] = [
-            {"id": str(uuid4()), "tenant_id": PROJECT, "name": name, "description": "", "security_group_rules": []}
-            for name in ("default", "conpaas")
+            {"id": group, "tenant_id": PROJECT, "name": name, "description": "", "security_group_rules": rules[group]}
+            for group, name in ((default, "default"), (ours, "conpaas"))
         ]
         return web.json_response({"security_groups": groups})
 
@@ -547,6 +565,23 @@ def _verbs(request: web.Request) -> tuple[str, ...]:
         path.split("/")[-2]
     )
     return () if thing is None else (thing[0 if method == "GET" else 1],)
+
+
+def _rule(
+    group: str, direction: str, ports: tuple[int, int] | None = None, source: str | None = None
+) -> dict[str, Any]:
+    return {
+        "id": str(uuid4()),
+        "tenant_id": PROJECT,
+        "security_group_id": group,
+        "direction": direction,
+        "ethertype": "IPv4",
+        "protocol": "tcp" if ports else None,
+        "port_range_min": ports[0] if ports else None,
+        "port_range_max": ports[1] if ports else None,
+        "remote_group_id": source,
+        "remote_ip_prefix": None,
+    }
 
 
 def _image(image: str, name: str, visibility: str, status: str = "active") -> dict[str, Any]:

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import pwd
 import random
 import shlex
 import shutil
@@ -162,6 +163,17 @@ def test_a_nocloud_seed_gives_context_network_and_name(tmp_path: Path) -> None:
         ),
         loopback_via="10.0.2.2",
     )
+
+
+def test_a_file_is_a_context_and_one_that_is_no_text_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "context.json"
+    assert sources.read_file(file) is None
+    file.write_text("{}")
+    assert sources.read_file(file) == Found(where=str(file), text="{}")
+    file.write_bytes(b"\xff")
+
+    with pytest.raises(BadInputError, match=r"context\.json is no text"):
+        sources.read_file(file)
 
 
 def test_a_seed_that_says_nothing_of_the_network_means_dhcp(tmp_path: Path) -> None:
@@ -364,11 +376,14 @@ from conpaas.core._boot_network import Interface, Network
 subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 subprocess.run(["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth1"], check=True)
 subprocess.run(["ip", "link", "set", "eth1", "up"], check=True)
-network.cards = lambda: {"eth0": "none"}
+subprocess.run(["ip", "link", "add", "eth2", "type", "veth", "peer", "name", "eth3"], check=True)
+subprocess.run(["ip", "link", "set", "eth3", "up"], check=True)
+network.cards = lambda: {"eth0": "none", "eth2": "none"}
+second = Interface(name="eth2", addresses=("10.8.0.15/24",), routes=(("default", "10.8.0.2"),))
 card = Interface(name="eth0", set_mac="02:00:00:00:00:09", addresses=("10.9.0.15/24", "fd00::15/64"), mtu=1400,
                  routes=(("default", "10.9.0.2"), ("10.10.0.0/16", "10.9.0.3")))
 for _ in range(2):
-    print(asyncio.run(network.apply(Network(interfaces=(card,), loopback_via="10.9.0.2"))), file=sys.stderr)
+    print(asyncio.run(network.apply(Network(interfaces=(card, second), loopback_via="10.9.0.2"))), file=sys.stderr)
     asyncio.run(network.shut_metadata())
 def ip(*words):
     return json.loads(subprocess.run(["ip", "-j", *words], check=True, capture_output=True).stdout)
@@ -395,8 +410,12 @@ def test_the_network_becomes_what_the_source_says() -> None:
     addresses = [f"{one['local']}/{one['prefixlen']}" for one in links["eth0"]["addr_info"] if one["scope"] != "link"]
     assert addresses == ["10.9.0.15/24", "fd00::15/64"]
     assert [one["local"] for one in links["lo"]["addr_info"] if one["family"] == "inet"] == ["127.0.0.1"]
-    assert {route["dst"]: route.get("gateway") for route in found["routes"]} == {
+    routes = [(route["dst"], route.get("metric")) for route in found["routes"]]
+    assert routes.count(("default", None)) == routes.count(("default", 100)) == 1
+    first = {route["dst"]: route.get("gateway") for route in found["routes"] if "metric" not in route}
+    assert first == {  # a second network takes nothing from the first
         "default": "10.9.0.2",
+        "10.8.0.0/24": None,
         "10.9.0.0/24": None,
         "10.10.0.0/16": "10.9.0.3",
         "127.0.0.0/8": "10.9.0.2",
@@ -456,6 +475,43 @@ async def test_a_disk_that_is_used_as_a_whole_is_not_grown(tmp_path: Path) -> No
     (tmp_path / "block" / f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}").symlink_to(part)
 
     assert await machine.grow_root(tmp_path / "block") == ""
+
+
+def test_the_daemons_folder_is_made_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "USER", pwd.getpwuid(os.getuid()).pw_name)
+
+    folder = machine.folder_for("i-1", tmp_path)
+
+    assert (folder / "logs/daemon").is_dir()
+    assert machine.folder_for("i-1", tmp_path) == folder == tmp_path / "i-1"
+
+
+@pytest.mark.parametrize("place", ["logs", "logs/daemon"])
+def test_no_link_of_the_daemons_is_followed_by_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """What it has put in its folder before a reboot must not make a folder of root's its own."""
+    monkeypatch.setattr(machine, "USER", pwd.getpwuid(os.getuid()).pw_name)
+    given: list[object] = []
+    for name in ("chown", "fchown"):
+        monkeypatch.setattr(os, name, lambda path, *_, **__: given.append(Path(f"/proc/self/fd/{path}").resolve()))
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "i-1" / place).parent.mkdir(parents=True)
+    (tmp_path / "i-1" / place).symlink_to(tmp_path / "etc")
+
+    with pytest.raises(OSError, match=r"Not a directory|Too many levels"):
+        machine.folder_for("i-1", tmp_path)
+
+    assert list((tmp_path / "etc").iterdir()) == []
+    assert tmp_path / "etc" not in given
+
+
+@pytest.mark.parametrize("instance", ["", ".", "..", "../etc", "/etc", "i-1/logs"])
+def test_an_instance_is_no_path(tmp_path: Path, instance: str) -> None:
+    with pytest.raises(BadInputError, match="no name of an instance"):
+        machine.folder_for(instance, tmp_path / "home")
+
+    assert list(tmp_path.iterdir()) == []
 
 
 # -- mounting -------------------------------------------------------------------------------------------------------

@@ -244,6 +244,17 @@ async def test_an_answer_that_is_not_amazons_is_never_taken_for_an_empty_list(
         await cloud.describe("i-one")
 
 
+async def test_of_a_long_answer_that_is_not_amazons_only_the_beginning_is_told(
+    account: Ec2Harness, cloud: _ec2_driver.Ec2Cloud
+) -> None:
+    account.proxy.answers["DescribeInstances"].append("<p>Please sign in\n" * 1000)
+    with pytest.raises(PeerError, match="<p>Please sign in") as caught:
+        await cloud.list()
+
+    assert len(caught.value.message) < 1000
+    assert "\n" not in caught.value.message
+
+
 KEYS = (
     "AccountAttributes AttributeName AttributeValues Attachments BlockDeviceMappings Ebs FromPort Images InstanceId "
     "Instances IpPermissions IpProtocol Key Name Reservations RequestId ResponseMetadata SecurityGroups State Subnets "
@@ -623,6 +634,22 @@ async def test_a_group_is_deleted_when_amazon_has_ended_its_instances(account: E
     assert clock.slept == [5, 10, 15, 30]
 
 
+async def test_a_group_is_deleted_also_after_amazon_did_not_answer(account: Ec2Harness, open_cloud: Open) -> None:
+    cloud = open_cloud(clock=Hasty())
+    vm = await cloud.create(request("i-one"))
+    for error in (
+        AmazonError(500, "InternalError", "An internal error has occurred"),
+        ec2_errors.BY_FAULT[Fault.THROTTLED],
+    ):
+        account.proxy.answers["DescribeSecurityGroups"].append(error)
+    await cloud.delete(vm.id)
+
+    async def gone() -> bool:
+        return not await account.groups()
+
+    await until(gone, "the group is gone")
+
+
 async def test_groups_that_an_earlier_run_left_are_swept_and_others_are_not(
     account: Ec2Harness, open_cloud: Open
 ) -> None:
@@ -698,6 +725,46 @@ async def test_two_drivers_may_make_the_same_group_at_once(account: Ec2Harness, 
     assert {port for port, _ in await rules(account)} == {"8080", "5555"}
 
 
+GROUPS = (
+    "<DescribeSecurityGroupsResponse><requestId>1</requestId><securityGroupInfo>{}</securityGroupInfo>"
+    "</DescribeSecurityGroupsResponse>"
+)
+
+
+async def test_a_group_that_the_lists_do_not_know_yet_is_used(account: Ec2Harness, cloud: _ec2_driver.Ec2Cloud) -> None:
+    await cloud.create(request("i-one"))
+    account.proxy.answers["DescribeSecurityGroups"].append(GROUPS.format(""))
+    await cloud.create(replace(request("i-two"), ports=(80,)))
+
+    assert len(calls(account, "CreateSecurityGroup")) == 1
+    assert {port for port, _ in await rules(account)} == {"80", "8080", "5555"}
+    one, two = calls(account, "RunInstances")
+    assert one["NetworkInterface.1.SecurityGroupId.1"] == two["NetworkInterface.1.SecurityGroupId.1"]
+
+
+async def test_a_group_that_another_driver_has_just_made_is_waited_for(account: Ec2Harness, open_cloud: Open) -> None:
+    await open_cloud().create(request("i-one"))
+    other = open_cloud()
+    account.proxy.answers["DescribeSecurityGroups"].extend([GROUPS.format("")] * 3)
+    with pytest.raises(CloudBusyError, match=GROUP):
+        await other.create(request("i-two"))
+
+    assert (await other.create(request("i-two"))).token == "i-two"
+
+
+async def test_rules_that_the_lists_do_not_know_yet_keep_no_other_rule_out(
+    account: Ec2Harness, open_cloud: Open
+) -> None:
+    await open_cloud().create(request("i-one"))
+    group = (await account.groups())[GROUP].findtext("groupId", "")
+    empty = GROUPS.format(f"<item><groupId>{group}</groupId><groupName>{GROUP}</groupName></item>")
+    account.proxy.answers["DescribeSecurityGroups"].append(empty)
+    before = await rules(account)
+    await open_cloud().create(replace(request("i-two"), ports=(80, 8080)))
+
+    assert await rules(account) == before | {("80", "0.0.0.0/0"), ("80", "::/0")}
+
+
 PORTS = st.integers(1, 65535)
 SOURCES = st.sampled_from([_ec2_groups.THEMSELVES, "0.0.0.0/0", "::/0", "10.0.0.0/8", "2001:db8::/32"])
 
@@ -754,6 +821,30 @@ async def test_a_volume_waits_until_its_instance_runs(account: Ec2Harness, cloud
         await cloud.attach(volume.id, vm.id)
 
     assert (await cloud.attach(volume.id, vm.id)).vm == vm.id
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("InvalidVolume.NotFound", "The volume 'vol-1' does not exist."),
+        (
+            "InvalidParameterValue",
+            "Invalid value '/dev/sdf' for unixDevice. Attachment point /dev/sdf is already in use",
+        ),
+    ],
+)
+async def test_what_amazons_lists_do_not_know_yet_is_no_reason_to_give_a_volume_up(
+    account: Ec2Harness, cloud: _ec2_driver.Ec2Cloud, code: str, words: str
+) -> None:
+    vm, volume = await cloud.create(request("i-one")), await cloud.create_volume(volume_request("v-one"))
+    account.proxy.answers["AttachVolume"].append(AmazonError(400, code, words))
+    with pytest.raises(CloudBusyError, match=code):
+        await cloud.attach(volume.id, vm.id)
+
+    await cloud.attach(volume.id, vm.id)
+    account.proxy.answers["DetachVolume"].append(AmazonError(400, "InvalidAttachment.NotFound", "It is not attached."))
+    with pytest.raises(CloudBusyError, match="not attached"):
+        await cloud.detach(volume.id)
 
 
 @pytest.mark.parametrize(
@@ -822,6 +913,12 @@ async def test_a_price_list_that_is_unreadable_is_asked_for_again(account: Ec2Ha
     for text in ("", "[]", '{"asked": "yesterday", "prices": {}}', '{"asked": 1, "prices": {"t2.nano": ["x", "USD"]}}'):
         file.write_text(text)
         assert (await open_cloud().sizes())[0].price == Decimal("0.0058")
+
+
+async def test_a_price_list_that_cannot_be_kept_is_used_all_the_same(account: Ec2Harness, open_cloud: Open) -> None:
+    (account._directory / "prices-us-east-1.json").mkdir()
+
+    assert (await open_cloud().sizes())[0].price == Decimal("0.0058")
 
 
 async def test_the_settings_prices_go_first_and_do_without_any_list(account: Ec2Harness, open_cloud: Open) -> None:
@@ -926,6 +1023,13 @@ async def unfinished(account: Ec2Harness) -> None:
     account.proxy.answers["DescribeImages"].append(IMAGE.format("pending"))
 
 
+async def nameless(account: Ec2Harness) -> None:
+    account.proxy.answers["DescribeVpcAttribute"].append(
+        "<DescribeVpcAttributeResponse><requestId>1</requestId><vpcId>vpc-1</vpcId><enableDnsHostnames>"
+        "<value>false</value></enableDnsHostnames></DescribeVpcAttributeResponse>"
+    )
+
+
 DENIED = AmazonError(403, "UnauthorizedOperation", ec2_errors.NOT_ALLOWED)
 
 
@@ -941,7 +1045,9 @@ DENIED = AmazonError(403, "UnauthorizedOperation", ec2_errors.NOT_ALLOWED)
         ({"size": "t4g.small", "image": "ami-1"}, arm, "the size", "t4g.small is arm64, the image is x86_64"),
         ({"subnets": ["subnet-0123456789abcdef0"]}, nothing, "the subnets", "subnet-0123456789abcdef0"),
         ({"key_pair": "lost"}, nothing, "the key pair", "lost"),
-        ({"inner_networks": []}, nothing, "the network", "public addresses"),
+        ({"inner_networks": []}, nothing, "the network", "nobody is let in"),
+        ({"inner_networks": ["198.51.100.7/32"]}, nothing, "the network", "only 198.51.100.7/32 is let in"),
+        ({"address": "name"}, nameless, "the network", "'DNS hostnames' are off"),
         ({}, answers("RunInstances", DENIED), "permission to make instances", "not authorized"),
         ({}, answers("CreateVolume", DENIED), "permission to make volumes", "not authorized"),
         ({}, answers("CreateSecurityGroup", DENIED), "permission to make security groups", "not authorized"),
@@ -954,13 +1060,47 @@ async def test_an_examination_says_exactly_what_is_wrong(
     await spoil(account)
     findings = await open_cloud(**words).examine()
 
-    wrong = [finding for finding in findings if not finding.ok]
-    assert name in {finding.name for finding in wrong}
-    finding = next(finding for finding in wrong if finding.name == name)
+    finding, *others = [finding for finding in findings if not finding.ok]
+    assert finding.name == name
+    assert [other.name for other in others] == (["the subnets"] if name == "the zone" else [])
     assert detail in finding.detail
     assert finding.hint
     assert await account.leftovers() == []
     assert await account.groups() == {}
+
+
+async def test_an_examination_sees_that_instances_are_not_let_in_by_each_other(
+    account: Ec2Harness, cloud: _ec2_driver.Ec2Cloud
+) -> None:
+    assert all(finding.ok for finding in await cloud.examine())
+    vm = await cloud.create(request("i-one"))
+    (finding,) = [finding for finding in await cloud.examine() if not finding.ok]
+
+    assert finding.name == "the network"
+    assert f"{vm.address} is not in 'inner_networks'" in finding.detail
+    assert "'address' to 'name'" in finding.hint
+
+
+async def test_an_examination_takes_nothing_from_an_earlier_one(
+    account: Ec2Harness, cloud: _ec2_driver.Ec2Cloud
+) -> None:
+    assert all(finding.ok for finding in await cloud.examine())
+    await account.proxy.ask("DeregisterImage", ImageId=account.words["image"])
+
+    assert "the image" in {finding.name for finding in await cloud.examine() if not finding.ok}
+
+
+@pytest.mark.parametrize("spoiled", [False, True])
+async def test_names_will_do_where_they_are_given_or_nobody_knows(
+    account: Ec2Harness, open_cloud: Open, *, spoiled: bool
+) -> None:
+    if spoiled:
+        account.proxy.answers["DescribeVpcAttribute"].append(DENIED)
+    findings = await open_cloud(address="name", inner_networks=[]).examine()
+
+    assert all(finding.ok for finding in findings)
+    (detail,) = [finding.detail for finding in findings if finding.name == "the network"]
+    assert ("unknown" in detail) == spoiled
 
 
 async def test_not_to_know_the_quota_is_no_hindrance(account: Ec2Harness, open_cloud: Open) -> None:

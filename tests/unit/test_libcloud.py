@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import inspect
+import re
 import subprocess
 import sys
 import threading
@@ -26,6 +27,7 @@ from conpaas.cloud import libcloud
 from conpaas.cloud._libcloud_cloud import LibcloudCloud
 from conpaas.cloud._libcloud_errors import GarbageError, OverdueError, readable, translate
 from conpaas.cloud._libcloud_named import DIALECTS, Named
+from conpaas.cloud._libcloud_ports import needed
 from conpaas.cloud._libcloud_provider import name_prefix
 from conpaas.cloud._libcloud_volumes import LibcloudDisks, OpenStackCloud
 from conpaas.core.clock import SYSTEM_CLOCK
@@ -42,6 +44,7 @@ from conpaas.core.errors import (
     ThrottledError,
     UnknownImageError,
 )
+from conpaas.director import catalogue
 from tests.contract import test_cloud_volumes as volumes_contract
 from tests.contract import test_clouds as contract
 from tests.contract._clouds import ERRORS, Trouble, eventually, make, nothing_left, running
@@ -396,6 +399,7 @@ async def test_what_amazon_is_sent_is_not_in_the_error_of_a_connection_that_brea
         ({"networks": ("net-7",)}, "networks, security groups and key", "no network net-7"),
         ({"security_groups": ("wall",)}, "networks, security groups and key", "no security group wall"),
         ({"key_name": "skeleton"}, "networks, security groups and key", "no key skeleton"),
+        ({"security_groups": ()}, "the ports", "no rule lets in 5555, 8080"),
     ],
 )
 async def test_an_account_that_is_tried_tells_what_exactly_is_wrong(
@@ -412,6 +416,60 @@ async def test_an_account_that_is_tried_tells_what_exactly_is_wrong(
     assert words in finding.detail
     assert finding.hint
     assert server.PASSWORD not in str(findings)
+
+
+@pytest.mark.parametrize(
+    ("let_in", "shut"),
+    [
+        ([(1, 65535)], ""),
+        ([(5000, 6000), (8080, 8080)], ""),
+        ([(8080, 8080)], "no rule lets in 5555"),
+        ([], "no rule lets in 5555, 8080"),
+    ],
+)
+async def test_the_ports_of_all_service_types_must_be_let_in(
+    stack: openstack.OpenStackHarness, cloud: OpenStackCloud, let_in: list[tuple[int, int]], shut: str
+) -> None:
+    stack.openstack.let_in = let_in
+    (finding,) = [finding for finding in await cloud.examine() if finding.name == "the ports"]
+
+    assert finding.ok == (not shut)
+    assert shut in finding.detail
+    wanted = finding.hint if shut else finding.detail
+    for kind in catalogue.kinds().values():
+        for port in (*kind.ports, *kind.inner_ports):
+            assert str(port) in wanted
+
+
+def test_the_documentation_names_all_ports() -> None:
+    documented = (Path(__file__).parents[2] / "docs/clouds/libcloud.md").read_text()
+    section = documented.partition("### Ports")[2].partition("## ")[0]
+    ports = needed()
+
+    assert ports.outer
+    assert ports.inner
+    for port in (*ports.outer, *ports.inner):
+        assert re.search(rf"^\| .*\b{port}\b.* \|.*\|.*\|$", section, re.MULTILINE)
+
+
+async def test_a_network_that_filters_nothing_needs_no_rules(tmp_path: Path) -> None:
+    async with openstack.harness(tmp_path, networks=(server.OPEN_NETWORK,), security_groups=()) as account:
+        cloud = account.open()
+        assert isinstance(cloud, CanExamine)
+        assert all(finding.ok for finding in await cloud.examine())
+        await cloud.close()
+
+
+async def test_where_nobody_can_tell_the_ports_are_named(tmp_path: Path) -> None:
+    async with openstack.harness(tmp_path, security_groups=()) as account:
+        account.openstack.no_groups = True
+        cloud = account.open()
+        assert isinstance(cloud, CanExamine)
+        finding = (await cloud.examine())[-1]
+        await cloud.close()
+
+    assert (finding.name, finding.ok) == ("the ports", True)
+    assert "none is opened for you: let in TCP 5555, 8080" in finding.detail
 
 
 # -- instances of an OpenStack --------------------------------------------------------------------------------------
@@ -746,6 +804,33 @@ async def test_amazon_on_a_bad_day_loses_and_doubles_nothing(verb: str, fault: F
     assert Trouble("libcloud", verb, fault).effective == (fault in {Fault.LOST_ANSWER, Fault.LATE})
     await nothing_left(amazon)
     await cloud.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"security_groups": ("wall",)}, "wall"),
+        ({"networks": ("subnet-0123456789abcdef0",)}, "subnet-0123456789abcdef0"),
+    ],
+)
+async def test_amazon_says_what_else_is_not_there(amazon: ec2.Ec2Harness, settings: dict[str, Any], words: str) -> None:
+    cloud = amazon.open(**settings)
+    assert isinstance(cloud, CanExamine)
+    (finding,) = [finding for finding in await cloud.examine() if not finding.ok]
+    await cloud.close()
+
+    assert finding.name == "networks, security groups and key"
+    assert words in finding.detail
+
+
+async def test_tokens_that_only_end_differently_are_told_apart_by_amazon(amazon: ec2.Ec2Harness) -> None:
+    cloud = amazon.open("dep-" + "x" * 60)
+    for token in ("i-one", "i-two"):
+        await cloud.create(request(token))
+    await cloud.close()
+
+    assert len(set(amazon.client_tokens)) == 2
+    assert max(map(len, amazon.client_tokens)) <= 64
 
 
 async def test_amazons_sizes_have_prices_of_an_hour(amazon: ec2.Ec2Harness) -> None:

@@ -731,6 +731,21 @@ async def test_what_was_doubled_all_the_same_is_ended_by_the_next_look(server: F
     assert twin.state == DONE
 
 
+async def test_what_was_doubled_and_cannot_be_ended_yet_does_not_say_that_nothing_is_there(
+    server: FakeOpenNebula, cloud: Disks
+) -> None:
+    await make(cloud)
+    twin = FakeVm(9, server.users[1], "twin", server.vms[1].template, dict(server.vms[1].user_template), PROLOG)
+    server.vms[9] = twin
+
+    with pytest.raises(PeerError, match=r"the VM 9 doubles the VM 1, and cannot be ended yet: .* wrong state PROLOG"):
+        await cloud.create(request("i-one"))
+    twin.state = RUNNING
+
+    assert (await cloud.create(request("i-one"))).id == "1"
+    assert twin.state == DONE
+
+
 @pytest.mark.parametrize("fault", [Fault.CREDENTIALS, Fault.THROTTLED, Fault.GARBAGE])
 async def test_an_error_after_the_instance_was_made_does_not_say_that_there_is_none(
     server: FakeOpenNebula, cloud: Disks, fault: Fault
@@ -766,6 +781,25 @@ async def test_no_more_calls_are_under_way_than_the_server_serves(server: FakeOp
 
     assert {vm.state for vm in await asyncio.gather(*asked)} == {VmState.GONE}
     assert server.most_at_once == rpc.CALLS
+
+
+async def test_a_call_does_not_wait_for_its_turn_behind_a_server_that_hangs(
+    account: OpenNebulaHarness, server: FakeOpenNebula
+) -> None:
+    """Each takes two deadlines at most, however many wait; what was never sent is told from what may have happened."""
+    account.deadline_s = 0.3
+    hasty = account.open()
+    server.faults["one.vm.info"].extend([Fault.HANG] * 150)
+    calls = [asyncio.ensure_future(hasty.describe(str(number))) for number in range(150)]
+    begun = asyncio.get_running_loop().time()
+    found = await asyncio.gather(*calls, return_exceptions=True)
+    waited = asyncio.get_running_loop().time() - begun
+    await hasty.close()
+
+    assert waited < 2.0  # one after the other, they would take 3
+    assert {type(one) for one in found} == {DeadlineError, CloudBusyError}
+    assert server.counts["one.vm.info"] == sum(isinstance(one, DeadlineError) for one in found)
+    server.most_at_once = 0  # the fake does not see that nobody waits for its answers any more
 
 
 async def test_fifty_at_once_share_their_looks_and_keep_to_what_the_server_serves(
@@ -952,7 +986,8 @@ async def test_an_examination_says_exactly_what_is_wrong(account: OpenNebulaHarn
     server.network_state, server.leases = 1, 1
     assert "no free address" in (await wrong(account, networks=(0,)))["the network 0"]
     server.images[0].state = ERROR
-    assert "ERROR" in (await wrong(account))["the image"]
+    server.images[0].template.append(("ERROR", "Error copying image in the datastore"))
+    assert "is ERROR: Error copying image in the datastore" in (await wrong(account))["the image"]
     server.images[0].state, server.images[0].persistent = 1, True
     assert "nonpersistent 0" in (await wrong(account))["the image"]
     account.user.quotas = [("VM", {"VMS": 0})]

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from conpaas.core import run, tasks
 from conpaas.core.clock import SYSTEM_CLOCK
-from conpaas.core.errors import BadInputError, EngineMissingError
+from conpaas.core.errors import BadInputError, EngineMissingError, PeerError
 from conpaas.core.service import Health, RoleAgent
 from conpaas.services import php as package
 from conpaas.services.php import haproxy
@@ -416,6 +417,26 @@ async def test_backends_come_and_go_without_a_failed_request(
     assert await haproxy.servers(proxy.host.directory) == {
         ("php", "php-1"): haproxy.Server(f"{address(php)}:{PHP_PORT}", open=True)
     }
+
+
+async def test_a_backend_may_be_known_by_a_name(
+    proxy: ProxyAgent, php: PhpAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look_up(host: str, *_: Any, **__: Any) -> list[Any]:
+        if host != "ec2-1.example":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address(php), 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    await proxy.apply(ProxyConfig(php={"php-2": "ec2-1.example"}, drain_s=5.0))
+
+    assert await haproxy.servers(proxy.host.directory) == {
+        ("php", "php-2"): haproxy.Server(f"{address(php)}:{PHP_PORT}", open=True)
+    }
+    assert (await page(proxy)).body == b"version one"
+    with pytest.raises(PeerError, match=r"lost\.example"):
+        await proxy.apply(ProxyConfig(php={"php-3": "lost.example"}))
+    assert (await page(proxy)).body == b"version one"
 
 
 async def test_code_is_switched_without_a_failed_or_mixed_answer(

@@ -3,7 +3,8 @@
 import asyncio
 import socket
 import string
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +20,7 @@ from conpaas.services.php.messages import CodeConfig
 
 READY_S = 20.0
 """How long an engine may take until it answers; on an idle machine it is 0.3 s."""
+LOOK_UP_S = 5.0
 _REPLY_BYTES = 1 << 16
 
 M = TypeVar("M", bound=Message)
@@ -97,6 +99,33 @@ async def get(address: str, port: int, path: str, *, timeout_s: float = 3.0) -> 
     if head.split(b" ", 2)[1:2] != [b"200"]:
         raise PeerError(f"{address}:{port}{path}: {head[:60].decode('latin-1').splitlines()[:1]}", value=path)
     return body
+
+
+async def in_numbers(addresses: Mapping[str, str]) -> dict[str, str]:
+    """Return the addresses by node with DNS names looked up, which only resolve well at the node that uses them.
+
+    Raises PeerError if one of them cannot be.
+    """
+    return {name: await _in_numbers(address) for name, address in addresses.items()}
+
+
+async def _in_numbers(address: str) -> str:
+    if _is_number(address):
+        return address
+    try:
+        async with asyncio.timeout(LOOK_UP_S):
+            found = await asyncio.get_running_loop().getaddrinfo(address, None, family=socket.AF_INET)
+    except OSError as exc:  # TimeoutError is one
+        raise PeerError(f"no address is known of {address}: {str(exc) or 'no answer in time'}", value=address) from exc
+    return str(found[0][4][0])
+
+
+def _is_number(address: str) -> bool:
+    try:
+        ip_address(address)
+    except ValueError:
+        return False
+    return True
 
 
 async def _exchange(address: str, port: int, request: bytes) -> bytes:

@@ -47,9 +47,10 @@ class ProxyAgent(RoleAgent[ProxyConfig]):
                 return
             config = last
         files = dict.fromkeys(await self._static_files(config), "web")
+        web, php = await node.in_numbers(config.web), await node.in_numbers(config.php)  # HAProxy adds no others
         members = {
-            "web": {name: f"{address}:{WEB_PORT}" for name, address in config.web.items()},
-            "php": {name: f"{address}:{PHP_PORT}" for name, address in config.php.items()},
+            "web": {name: f"{address}:{WEB_PORT}" for name, address in web.items()},
+            "php": {name: f"{address}:{PHP_PORT}" for name, address in php.items()},
         }
         mark, text = self._render(config, members)
         runs = await self._mark()
