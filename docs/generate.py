@@ -560,9 +560,12 @@ def _option(option: click.Option) -> str:
     names = ", ".join(option.opts) + (f" / {', '.join(option.secondary_opts)}" if option.secondary_opts else "")
     if option.is_flag:
         return names
+    if option.metavar:
+        return f"{names} {option.metavar}"
     if isinstance(option.type, click.Choice):
         return f"{names} {'|'.join(str(choice) for choice in option.type.choices)}"
-    return f"{names} {_METAVARS.get(type(option.type), 'TEXT')}"
+    own = option.type.get_metavar(option, click.Context(click.Command("")))
+    return f"{names} {own or _METAVARS.get(type(option.type), 'TEXT')}"
 
 
 _METAVARS: Mapping[Any, str] = {

@@ -68,8 +68,8 @@ CLOUD_TYPES: Sequence[Column] = (
 )
 
 
-def cloud_lines(account: CloudAccountView, schema: Mapping[str, Any]) -> list[str]:
-    """Return what `cloud show` says of an account; `schema` is that of its driver's settings."""
+def cloud_lines(account: CloudAccountView, schema: Mapping[str, Any], deployment: str) -> list[str]:
+    """Return what `cloud show` says of an account; `schema` is that of its driver's settings, `deployment` the tag."""
     options = account.options
     facts: dict[str, Any] = {
         "driver": account.driver,
@@ -78,6 +78,7 @@ def cloud_lines(account: CloudAccountView, schema: Mapping[str, Any]) -> list[st
         "where": "in the director's settings file" if account.fixed else "",
         "instances": _of(account.instances, options.instances),
         "limit per user": options.user_instances,
+        "deployment": deployment,
         "director's URL": options.director_url,
         "prices": ", ".join(
             f"{size}={prices.price(price, options.currency)}" for size, price in options.prices.items()
@@ -99,7 +100,7 @@ def finding_lines(examination: Examination) -> list[str]:
         lines.append(f"{'✓' if finding.ok else '✗'} {finding.name}{f': {finding.detail}' if finding.detail else ''}")
         if finding.hint and not finding.ok:
             lines.append(f"    {finding.hint}")
-    lines += [f"  {room.name}: {room.used:g} of {room.limit:g} used" for room in examination.quota]
+    lines += [f"  {units.show_room(room.name, room.used, room.limit)} used" for room in examination.quota]
     lines += [f"  zones: {', '.join(examination.zones)}"] if examination.zones else []
     lines += [f"  images: {', '.join(examination.images[:_IMAGES_SHOWN])}"] if examination.images else []
     return lines

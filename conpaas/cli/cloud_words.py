@@ -63,7 +63,7 @@ def ask_for(missing: Sequence[str], kind: CloudTypeView) -> Json:
     properties = kind.settings.get("properties", {})
     plain = [key for key in missing if not words.is_secret(kind.settings, key)]
     if plain:
-        said = "; ".join(f"{key}: {' '.join(properties[key].get('description', '').split())}" for key in plain)
+        said = " ".join(f"{key}: {' '.join(properties[key].get('description', '').split())}" for key in plain)
         settings = " ".join(f"--set {key}=…" for key in plain)
         raise BadInputError(f"{kind.title} needs more: {said}", value=plain[0], hint=f"write {settings}")
     return {key: _read(key, "") for key in missing}
@@ -79,23 +79,27 @@ def defaults(unset: Sequence[str], kind: CloudTypeView) -> Json:
     return {key: properties[key].get("default") for key in unset if words.is_secret(kind.settings, key)}
 
 
-def changed(before: CloudOptions, prices: Sequence[str], given: Mapping[str, Any]) -> CloudOptions:
+def changed(
+    before: CloudOptions, prices: Sequence[str], rates: Sequence[str], given: Mapping[str, Any]
+) -> CloudOptions:
     """Return the options of an account with those that were given."""
     update = {key: given[key] for key in ("title", "currency", "director_url") if given[key] is not None}
     for word, name in (("limit", "instances"), ("user_limit", "user_instances")):
         if given[word] is not None:
             update[name] = None if given[word] == "none" else given[word]
-    changes = {size: _amount(size, text) for size, text in words.pairs(prices).items()}
-    update["prices"] = {size: amount for size, amount in {**before.prices, **changes}.items() if amount is not None}
+    update["prices"] = _amounts(before.prices, prices, "a price", "t3.small=0.02")
+    update["rates"] = _amounts(before.rates, rates, "a number of calls per second", "create=0.5")
     return CloudOptions.model_validate({**dict(before), **update})
 
 
-def _amount(size: str, text: str) -> Decimal | None:
-    if not text:
-        return None
-    try:
-        return Decimal(text)
-    except InvalidOperation as exc:
-        raise BadInputError(
-            f"'{text}' is not a price of {size}", value=text, hint="write an amount: t3.small=0.02"
-        ) from exc
+def _amounts(before: Mapping[Any, Any], given: Sequence[str], what: str, example: str) -> dict[str, Any]:
+    """Return amounts by name with those that were given; one that is empty is taken back."""
+    found = dict(before)
+    for name, text in words.pairs(given).items():
+        try:
+            found[name] = Decimal(text) if text else None
+        except InvalidOperation as exc:
+            raise BadInputError(
+                f"'{text}' is not {what} of {name}", value=text, hint=f"write an amount: {example}"
+            ) from exc
+    return {name: amount for name, amount in found.items() if amount is not None}

@@ -14,6 +14,7 @@ from conpaas.cli.session import (
     with_client,
     yes_option,
 )
+from conpaas.core.cloud import VERBS
 from conpaas.core.errors import BadInputError, CloudRefusedError, NotFoundError
 from conpaas.core.messages.public import CloudForm, CloudOptions, CloudTypeView, Examination
 
@@ -69,6 +70,14 @@ _OPTIONS = (
         help="Of an instance per hour, by size, * for all others; it replaces the provider's. SIZE= takes it back.",
     ),
     click.option("--currency", metavar="CODE", help="Of these prices: EUR, USD, …"),
+    click.option(
+        "--rate",
+        "rates",
+        multiple=True,
+        metavar="VERB=N",
+        help=f"Most calls per second, by verb: {', '.join(VERBS)}; it replaces what is known of the provider. "
+        "VERB= takes it back.",
+    ),
     click.option("--user-limit", type=Limit(), help="Most instances there at once of one user."),
     click.option("--limit", type=Limit(), help="Most instances there at once, everybody's together."),
     click.option("--director-url", metavar="URL", help="Where its instances find the director."),
@@ -117,14 +126,18 @@ async def list_types(session: Session) -> None:
 @name_argument
 @with_client
 async def show(session: Session, name: str) -> None:
-    """Show settings, limits, prices and state of a cloud; its secrets as asterisks."""
+    """Show settings, limits, prices and state of a cloud; its secrets as asterisks.
+
+    'deployment' is what all that we make there is tagged with: policies at the provider may name it.
+    """
     account = await session.conpaas.cloud_account(name)
+    deployment = (await session.conpaas.version()).deployment
     if session.out.as_json:
-        session.out.document(output.document(account))
+        session.out.document({**output.document(account), "deployment": deployment})
         return
     kinds = {kind.name: kind for kind in await session.conpaas.cloud_types()}
     schema = kinds[account.driver].settings if account.driver in kinds else {}
-    session.out.say("\n".join(cloud_views.cloud_lines(account, schema)))
+    session.out.say("\n".join(cloud_views.cloud_lines(account, schema, deployment)))
     session.out.show(account.sizes, cloud_views.SIZES)
 
 
@@ -141,6 +154,7 @@ async def add(
     settings: Words,
     secrets: Words,
     prices: Words,
+    rates: Words,
     *,
     no_check: bool,
     **options: Any,
@@ -153,7 +167,7 @@ async def add(
     given = {**cloud_words.plain(settings, kind), **cloud_words.secret(secrets, kind)}
     given |= cloud_words.ask_for([key for key in kind.settings.get("required", ()) if key not in given], kind)
     form = CloudForm(
-        name=name, driver=driver, settings=given, options=cloud_words.changed(CloudOptions(), prices, options)
+        name=name, driver=driver, settings=given, options=cloud_words.changed(CloudOptions(), prices, rates, options)
     )
     if not no_check:
         await _try(session, form, "added")
@@ -180,6 +194,7 @@ async def edit(
     settings: Words,
     secrets: Words,
     prices: Words,
+    rates: Words,
     unset: Words,
     *,
     no_check: bool,
@@ -194,7 +209,7 @@ async def edit(
         name=name,
         driver=account.driver,
         settings={**kept, **cloud_words.defaults(unset, kind), **given},
-        options=cloud_words.changed(account.options, prices, options),
+        options=cloud_words.changed(account.options, prices, rates, options),
     )
     if (form.settings, form.options) == (account.settings, account.options):
         raise BadInputError("there is nothing to change", value=name, hint="see 'conpaas cloud edit --help'")

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
 import structlog
@@ -42,9 +43,14 @@ CONSOLE_LIMIT_BYTES = 1024 * 1024
 """A longer console log is begun anew when somebody looks."""
 TURN_PERIOD_S, IDLE_PERIOD_S = 0.1, 1.0
 """How often those who wait are looked at; and whether nobody boots."""
+ROOM_BYTES = 16 * 1024 * 1024
+"""With so much free on the disk, a machine that was halted because it was full goes on."""
 _QUIT_S = 2.0
+_ASK_S = 1.0
+"""How long a machine may take to say whether it is halted; one that takes longer is taken for running."""
 _THREADS = 8
 _MIB, _GIB = 1 << 20, 1 << 30
+_FULL_DISK = "no space left on this computer's disk"
 _BUSY = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -403,7 +409,32 @@ class QemuCloud:
             console = self._records.home(record) / qemu.CONSOLE
             if console.stat().st_size > CONSOLE_LIMIT_BYTES:
                 os.truncate(console, 0)  # QEMU appends
-        return self._records.look(record)
+        seen = self._records.look(record)
+        return self._look_inside(record, seen) if seen.state is VmState.RUNNING else seen
+
+    def _look_inside(self, record: records.Record, seen: Vm) -> Vm:
+        """Ask the machine itself, whose process runs: it may be halted, or broken. What was full, and is not, goes on.
+
+        One that does not say so in time has something else to do, or is on its way out.
+        """
+        free = files.free_bytes(self._records.directory)
+        try:
+            with qemu.monitor(self._records.home(record), min(_ASK_S, self._context.deadline_s)) as talk:
+                status = talk.execute("query-status")["status"]
+                if status == "io-error" and free >= ROOM_BYTES:
+                    talk.execute("cont")
+                    log.info("machine-goes-on", instance=record.token)
+                    return seen
+        except (PeerError, qemu.Refusal, FileNotFoundError):
+            return seen
+        match status:
+            case "io-error":
+                log.warning("machine-halted", instance=record.token, free_mib=free // _MIB)
+                return replace(seen, reason=f"its machine is halted: {_FULL_DISK}; it goes on when there is room")
+            case "internal-error":
+                return replace(seen, state=VmState.FAILED, reason="its machine is broken: QEMU says internal-error")
+            case _:
+                return seen
 
     def _console(self, vm: str) -> str:
         record = self._records.read(vm)
@@ -483,7 +514,7 @@ def _refusals(what: str) -> Iterator[None]:
         if exc.errno in _BUSY:
             raise CloudBusyError(f"{what}: {exc}") from exc
         if exc.errno in _FULL:
-            raise DiskFullError(f"{what}: no space left on this computer's disk") from exc
+            raise DiskFullError(f"{what}: {_FULL_DISK}") from exc
         raise CloudRefusedError(f"{what}: {exc}", hint="see the director's log") from exc
     except ConpaasError as exc:
         raise type(exc)(f"{what}: {exc.message}", hint=exc.hint, value=exc.value) from exc

@@ -105,14 +105,14 @@ class Volumes:
             return seen
 
     def delete(self, volume: str) -> None:
-        """Remove the volume; the record goes first, so that what is left of a removal is nobody's."""
+        """Remove the volume; the record goes last, so that an interrupted removal is found."""
         with self._locked(volume):
             seen = self._look(volume)
             if seen.vm is not None:
                 raise CloudRefusedError(f"volume {volume} is attached to {seen.vm}", value=volume)
             if seen.state is not VolumeState.GONE:
-                self._file(volume).unlink(missing_ok=True)
                 self._content(volume).unlink(missing_ok=True)
+                self._file(volume).unlink(missing_ok=True)
 
     # Files
 

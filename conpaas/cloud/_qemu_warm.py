@@ -11,6 +11,7 @@ Blocking, but for `make`, which takes as long as a boot.
 import contextlib
 import hashlib
 import os
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -22,7 +23,7 @@ from conpaas.cloud import _qemu_disk as disk
 from conpaas.cloud import _qemu_machine as qemu
 from conpaas.core import files, run, tasks
 from conpaas.core.clock import Clock
-from conpaas.core.errors import CommandFailedError, ConpaasError
+from conpaas.core.errors import CloudBusyError, CommandFailedError, ConpaasError, DiskFullError
 
 log = structlog.get_logger()
 
@@ -81,31 +82,46 @@ class Pool:
                     await self._in_thread(lambda: _save(work))
                     await self._in_thread(lambda: self._keep(work, place))
                 log.info("machine-saved", image=spec.image.manifest.name)
+            except (CloudBusyError, DiskFullError):  # of this computer, at this time
+                raise
             except ConpaasError as exc:
-                log.warning("machine-not-saved", image=spec.image.manifest.name, error=exc.message)
-                place.mkdir(mode=0o700)
-                files.write_atomically(place / "failed", exc.message)
+                why = exc.message
+                log.warning("machine-not-saved", image=spec.image.manifest.name, error=why)
+                await self._in_thread(lambda: _give_up(place, why))
 
     @contextlib.asynccontextmanager
     async def _booting(self, place: Path, spec: qemu.Machine) -> AsyncIterator[Path]:
         """Run a machine in a folder beside `place`; at the end both are gone, unless the folder was kept."""
         work, mark = place.with_name(f"{files.TEMPORARY_PREFIX}{place.name}"), f"warm@{place}"
+        alone, over = threading.Lock(), threading.Event()
+        started: list[int] = []
 
-        def begin() -> int:
-            for left in machine.processes(mark, None):  # by a driver that died
-                qemu.end(left)
+        def clean() -> None:
+            for pid in (*started, *machine.processes(mark, None)):  # those of a driver that died, too
+                qemu.end(pid)
             machine.remove_tree(work)
-            self._folder.mkdir(mode=0o700, exist_ok=True)
-            work.mkdir(mode=0o700)
-            (work / qemu.ROOT).write_bytes(disk.overlay(spec.image.disk, spec.disk))
-            return run.spawn(qemu.argv(spec), cwd=work, env=qemu.environment(mark), log=work / qemu.ERRORS)
 
-        pid = await self._in_thread(begin)
+        def begin() -> None:
+            with alone:
+                if over.is_set():
+                    return
+                clean()
+                self._folder.mkdir(mode=0o700, exist_ok=True)
+                work.mkdir(mode=0o700)
+                (work / qemu.ROOT).write_bytes(disk.overlay(spec.image.disk, spec.disk))
+                environment = qemu.environment(mark)
+                started.append(run.spawn(qemu.argv(spec), cwd=work, env=environment, log=work / qemu.ERRORS))
+
+        def end() -> None:
+            over.set()
+            with alone:  # a cancelled call goes on in its thread
+                clean()
+
         try:
+            await self._in_thread(begin)
             yield work
         finally:
-            await self._in_thread(lambda: qemu.end(pid))
-            await self._in_thread(lambda: machine.remove_tree(work))
+            await self._in_thread(end)
 
     async def _waits_for_its_seed(self, work: Path, words: str) -> None:
         started = False
@@ -132,6 +148,12 @@ class Pool:
         for other in self._folder.iterdir():
             if not other.name.startswith((place.name.partition("-")[0], files.TEMPORARY_PREFIX)):
                 machine.remove_tree(other)
+
+
+def _give_up(place: Path, why: str) -> None:
+    """Remember that it cannot be done."""
+    place.mkdir(mode=0o700)
+    files.write_atomically(place / "failed", why)
 
 
 def _kin(image: disk.BaseImage) -> str:

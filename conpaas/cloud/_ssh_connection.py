@@ -126,7 +126,6 @@ class Connections:
             link, process = await self._begin_on_open(host, command, deadline_s) or await self._begin(
                 host, command, deadline_s
             )
-            link.users += 1
             try:
                 yield process
             except PeerError:
@@ -142,8 +141,7 @@ class Connections:
         if link is None:
             return None
         try:
-            async with asyncio.timeout(deadline_s):
-                return link, await link.connection.create_process(command, encoding=None)
+            return link, await self._begin_on(link, command, deadline_s)
         except (asyncssh.Error, OSError, TimeoutError):
             self._forget(host, link)
             self._close_unused(host, link)
@@ -155,11 +153,20 @@ class Connections:
             self._open[host.name] = link
         try:
             with self._failures_named(host, "beginning", deadline_s):
-                async with asyncio.timeout(deadline_s):
-                    return link, await link.connection.create_process(command, encoding=None)
+                return link, await self._begin_on(link, command, deadline_s)
         except PeerError:
             self._forget(host, link)
             self._close_unused(host, link)
+            raise
+
+    async def _begin_on(self, link: _Link, command: str, deadline_s: float) -> _Process:
+        """Begin a command; from now on the connection is used, until the caller says otherwise."""
+        link.users += 1  # before it begins: nobody may take it for unused meanwhile
+        try:
+            async with asyncio.timeout(deadline_s):
+                return await link.connection.create_process(command, encoding=None)
+        except BaseException:
+            link.users -= 1
             raise
 
     def _forget(self, host: SshHost, link: _Link) -> None:

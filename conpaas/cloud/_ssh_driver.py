@@ -21,7 +21,7 @@ from conpaas.cloud.ssh import SshHost, SshSettings
 from conpaas.core import tasks
 from conpaas.core.bundle import Bundle, Bundler
 from conpaas.core.cloud import CloudContext, Finding, Room, Size, Vm, VmRequest, VmState
-from conpaas.core.errors import ConpaasError, DeadlineError
+from conpaas.core.errors import ConpaasError, DeadlineError, DiskFullError
 from conpaas.core.messages.base import Json
 
 DAEMON_PORT = 5555
@@ -52,13 +52,17 @@ class SshCloud:
         for host, answer in seen.items():
             if not isinstance(answer, ConpaasError) and plan.is_of(answer, request.token):
                 return plan.vm(host, answer)
-        bundle = await self._bundle()
+        bundle, full = await self._bundle(), None
         for host, answer in seen.items():
             if not isinstance(answer, ConpaasError) and not answer["taken"]:
-                seen[host] = leased = await self._background.finish(self._lease(host, request, bundle))
+                try:
+                    seen[host] = leased = await self._background.finish(self._lease(host, request, bundle))
+                except DiskFullError as exc:  # it holds nothing of the request; another host may
+                    full = full or exc
+                    continue
                 if plan.is_of(leased, request.token):
                     return plan.vm(host, leased)
-        raise plan.none_free(self._what, [*seen.values()])
+        raise full or plan.none_free(self._what, [*seen.values()])
 
     async def describe(self, vm: str) -> Vm:
         """Look at the instance's host."""
@@ -131,7 +135,10 @@ class SshCloud:
 
     async def examine(self) -> Sequence[Finding]:
         """Look at all that an instance needs, on every host."""
-        bundle = await self._bundle()
+        try:
+            bundle = await self._bundle()
+        except ConpaasError as exc:
+            return [Finding(name="what is copied to hosts", ok=False, detail=exc.message, hint=exc.hint)]
         checks = (self._check(host, plan.requirements(self._settings, host, bundle)) for host in self._settings.hosts)
         answers = await asyncio.gather(*checks, return_exceptions=True)
         findings: list[Finding] = []

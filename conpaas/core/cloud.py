@@ -175,7 +175,7 @@ class Room:
     """How much of an allowance is used."""
 
     name: str
-    """`instances`, `cores`, `memory`, …"""
+    """`instances`, `cores`, `volumes`; `memory`, `disk` and `volume space` in bytes."""
     used: float
     limit: float
 

@@ -49,6 +49,19 @@ def show_size(size: int) -> str:
     return f"{int(number) if whole else number}{_SIZE_LETTERS[power]}"
 
 
+def show_room(name: str, used: float, limit: float) -> str:
+    """Say how much of an allowance is used: `instances: 3 of 64`, `disk: 34.8G of 252G`."""
+    in_bytes = name in _IN_BYTES
+    return f"{name}: {_amount(used, in_bytes=in_bytes)} of {_amount(limit, in_bytes=in_bytes)}"
+
+
+def _amount(amount: float, *, in_bytes: bool) -> str:
+    return show_size(int(amount)) if in_bytes else f"{amount:.10g}"
+
+
+_IN_BYTES = {"memory", "disk", "volume space"}
+
+
 def parse_duration(text: str) -> float:
     """Read a duration such as `30s`, `5m`, `2h`, `1h30m`, `250ms` or `90` (seconds) as seconds.
 

@@ -142,7 +142,17 @@ def _label(name: str, part: Json) -> str:
     """Return a title that somebody wrote, or the name as words."""
     made = name.replace("_", " ").title()
     title = str(part.get("title", made))
-    return title if title != made else name.replace("_", " ").capitalize()
+    if title != made:
+        return title
+    words = [_ACRONYMS.get(word, word) for word in name.split("_")]
+    unit = _UNITS.get(words[-1], "") if len(words) > 1 else ""
+    text = " ".join(words[:-1] if unit else words)
+    return f"{text[:1].upper()}{text[1:]}{f' ({unit})' if unit else ''}"
+
+
+_ACRONYMS = {word.lower(): word for word in ("CA", "SSH", "UID", "URL")}
+_UNITS = {"s": "seconds", "mib": "MiB", "gib": "GiB", "bytes": "bytes"}
+"""What a name ends with that carries its unit."""
 
 
 def _kind(part: Json) -> Kind:

@@ -70,7 +70,9 @@ class Site:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self.environment.globals.update(icon=self.icon, static=files.url, time=self.time, tone=tone, price=prices.price)
+        self.environment.globals.update(
+            icon=self.icon, static=files.url, time=self.time, tone=tone, price=prices.price, room=units.show_room
+        )
         self.environment.filters.update(
             state=state_words,
             since=lambda state: SINCE_WORDS.get(state, "since"),

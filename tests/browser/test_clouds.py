@@ -8,7 +8,7 @@ from playwright.async_api import Page, expect
 
 from conpaas.core.errors import ConflictError
 from conpaas.core.messages import public
-from conpaas.core.messages.public import FindingView
+from conpaas.core.messages.public import CloudView, FindingView, RoomView
 from tests.browser.conftest import Stage
 
 pytestmark = pytest.mark.browser
@@ -78,6 +78,22 @@ async def test_a_cloud_that_fails_its_test_is_only_added_on_demand(stage: Stage)
     assert len(sent(stage, "ADD_CLOUD")) == 1
 
 
+async def test_administrators_read_the_deployments_id_and_how_much_room_there_is(stage: Stage) -> None:
+    stage.api.examination = public.Examination(findings=(), quota=(RoomView(name="disk", used=3 << 30, limit=1 << 40),))
+    page = await stage.visit("/admin/clouds")
+    await expect(page.locator("#deployment")).to_have_text("dep-test")
+    await page.locator("#cloud-north").get_by_role("button", name="test").click()
+    await expect(page.locator("#findings-north")).to_contain_text("disk: 3G of 1T in use")
+
+
+async def test_both_pages_of_administrators_tell_the_same_of_a_cloud(stage: Stage) -> None:
+    stage.api.accounts[1] = stage.api.accounts[1].model_copy(update={"usable": False, "reason": "no image"})
+    page = await stage.visit("/admin")
+    await expect(page.get_by_text("unusable")).to_have_count(1)
+    await page.goto("/admin/clouds")
+    await expect(page.locator("#cloud-north .state")).to_have_text("unusable")
+
+
 async def test_a_secret_is_never_shown_and_stays_unless_another_is_written(stage: Stage) -> None:
     page = await stage.visit("/admin/clouds/north")
     secret = page.get_by_label("Secret key")
@@ -141,6 +157,7 @@ async def test_a_cloud_that_takes_no_instances_is_grey_and_says_why(stage: Stage
 
 async def test_a_service_is_created_with_size_and_fallback(stage: Stage) -> None:
     stage.api.spread()
+    stage.api.clouds.append(CloudView(name="south", title="South", driver="south"))
     page = await stage.visit("/create")
     size = page.get_by_label("size of its instances")
     await expect(size).to_be_hidden()
@@ -150,12 +167,19 @@ async def test_a_service_is_created_with_size_and_fallback(stage: Stage) -> None
     )
     await size.select_option("large")
     await page.get_by_text("if the cloud refuses an instance").click()
-    await page.get_by_role("checkbox", name="Local").check()
+    await page.get_by_label("first").select_option("South")
+    await page.get_by_label("second").select_option("Local")
     await page.get_by_role("button", name="create service").click()
     await page.wait_for_url("**/services/svc-9")
     (form,) = sent(stage, "CREATE_SERVICE")
     assert isinstance(form, public.CreateService)
-    assert (form.cloud, form.size, form.fallback) == ("north", "large", ("local",))
+    assert (form.cloud, form.size, form.fallback) == ("north", "large", ("south", "local"))  # in the order of choice
+
+
+async def test_clouds_of_one_title_are_told_apart(stage: Stage) -> None:
+    stage.api.clouds.append(CloudView(name="spare", title="Local", driver="local"))
+    page = await stage.visit("/create")
+    await expect(page.locator(".place strong")).to_have_text(["Local (local)", "Amazon EC2", "Local (spare)"])
 
 
 async def test_the_rows_of_instances_say_where_how_far_and_what_it_costs(stage: Stage) -> None:
@@ -181,7 +205,10 @@ async def test_nodes_are_added_on_the_cloud_that_was_chosen(stage: Stage) -> Non
     await page.locator("[data-role=web]").click()
     await page.get_by_label("no. of instances").fill("+1")
     await page.get_by_role("button", name="OK").click()
+    total = page.locator("#scale-sum")
+    await expect(total).to_have_text("about 1 instance more, 1 credit per hour more")  # its own cloud asks no price
     await page.locator("#scale-cloud").select_option("north")
+    await expect(total).to_have_text("about 1 instance more, 1 credit and 0.0208 USD per hour more")
     await page.get_by_role("button", name="submit").click()
     await expect(page.locator(".toast")).to_contain_text("scale: begun")
     (form,) = sent(stage, "SCALE")
@@ -209,7 +236,7 @@ async def test_a_service_is_moved_after_being_told_what_will_happen(stage: Stage
     await expect(page.locator(".toast")).to_contain_text("move: begun")
     (form,) = sent(stage, "MOVE")
     assert isinstance(form, public.Move)
-    assert (form.cloud, form.sizes, form.fallback) == ("north", {"north": "large"}, ("north",))
+    assert (form.cloud, form.sizes, form.fallback) == ("north", {"north": "large"}, ())  # it cannot stand in for itself
 
 
 async def test_a_form_without_scripts_shows_what_was_found_on_a_page(stage: Stage) -> None:

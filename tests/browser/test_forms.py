@@ -42,6 +42,20 @@ class Everything(Message):
 SCHEMA = Everything.model_json_schema()
 
 
+def test_names_of_settings_become_words_with_their_units() -> None:
+    names = ("max_instances", "memory_mib", "stop_s", "uid_base", "ca_file", "director_url", "s")
+    lines = forms.fields({"properties": {name: {"type": "integer"} for name in names}})
+    assert [line.label for line in lines] == [
+        "Max instances",
+        "Memory (MiB)",
+        "Stop (seconds)",
+        "UID base",
+        "CA file",
+        "Director URL",
+        "S",
+    ]
+
+
 def test_each_kind_of_value_has_its_kind_of_field() -> None:
     lines = {line.name: line for line in forms.fields(SCHEMA, {"limit": 45})}
     assert {name: line.kind for name, line in lines.items()} == {

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -36,7 +37,7 @@ FAULTS = {
 
 def boot_sector() -> bytes:
     """Return a machine's first sector: it greets, and lets go of whatever disk it is asked for (ACPI, PIIX4)."""
-    code = b"".join(b"\xba\xf8\x03\xb0" + bytes([letter]) + b"\xee" for letter in HELLO + b"\n")  # out 0x3f8, letter
+    code = _printed(HELLO + b"\n")
     code += b"\xba\x10\xae\x66\x31\xc0\x66\xef"  # PCI bus 0
     loop = (
         b"\xfb\xf4"  # sti; hlt: until the timer's next tick
@@ -46,6 +47,27 @@ def boot_sector() -> bytes:
         b"\xeb\xed"  # loop
     )
     return _sector(code + loop)
+
+
+def writer_sector(writes: int) -> bytes:
+    """Return the first sector of a machine that takes 64 KiB of its disk's room so many times, then says `DONE`."""
+    origin = 0x7C00
+    code = b"\x31\xc0\x8e\xd8"  # xor ax, ax; mov ds, ax
+    code += b"\xb9" + writes.to_bytes(2, "little")  # mov cx, writes
+    code += b"\xbe" + (origin + 0x100).to_bytes(2, "little")  # mov si, packet
+    loop = (
+        b"\xb8\x00\x43\xb2\x80\xcd\x13"  # BIOS: write what the packet says to the first disk
+        b"\x81\x44\x08\x80\x00"  # add word [si + 8], 128: the next 64 KiB
+        b"\x49"  # dec cx
+    )
+    code += loop + b"\x75" + bytes([256 - len(loop) - 2])  # jnz loop
+    code += _printed(b"DONE\n") + b"\xfa\xf4"
+    packet = struct.pack("<BBHHHQ", 16, 0, 1, origin, 0, 128)  # one sector, from this one, to sector 128 and on
+    return _sector(code.ljust(0x100, b"\0") + packet)
+
+
+def _printed(text: bytes) -> bytes:
+    return b"".join(b"\xba\xf8\x03\xb0" + bytes([letter]) + b"\xee" for letter in text)  # out 0x3f8, letter
 
 
 def _sector(code: bytes) -> bytes:

@@ -1,13 +1,15 @@
 """An account at the ssh cloud: real SSH servers, each the only door to a "host" that is a folder of the test's.
 
 Every session passes a wrapper, which gives it the host's own PATH (with an `apt-get`, `dpkg-query` and `systemctl`
-that only write down what they are told) and, on a bad day, does what the test has laid down.
+that only write down what they are told) and, on a bad day, does what the test has laid down. Unless a test wants a
+Python of its own for each call, it is a fork of one that has started already: see `_ssh_python`.
 """
 
 import getpass
 import json
 import os
 import random
+import secrets
 import signal
 import socket
 import sys
@@ -22,10 +24,13 @@ from typing import Any
 import asyncssh
 import pytest
 
-from conpaas.cloud import ssh
+from conpaas.cloud import _ssh_host, ssh
+from conpaas.cloud._ssh_connection import Connections
+from conpaas.cloud._ssh_driver import SshCloud
 from conpaas.core import run
 from conpaas.core.clock import SYSTEM_CLOCK
 from conpaas.core.cloud import Cloud, CloudContext
+from tests.fakes import _ssh_python
 from tests.fakes.clouds import Fault, request
 from tests.fakes.waiting import until
 
@@ -34,6 +39,8 @@ SSHD = Path("/usr/sbin/sshd")
 HOST_VERBS = {"create": "lease", "describe": "look", "list": "look", "quota": "look", "examine": "check"}
 _HOST = frozenset({Fault.LOST_ANSWER, Fault.LATE, Fault.HANG, Fault.GARBAGE, Fault.UNREACHABLE})
 """What can go wrong with one host."""
+_SILENT = {Fault.LATE.value, Fault.HANG.value}
+IMPATIENT_S = 0.5
 FAULTS: Mapping[str, frozenset[Fault]] = MappingProxyType(
     {
         "create": _HOST | {Fault.NO_CAPACITY, Fault.CREDENTIALS, Fault.NEVER_BOOTS, Fault.NO_DISK},
@@ -50,18 +57,34 @@ WORDS: Mapping[Fault, str] = MappingProxyType(
         Fault.NO_DISK: "No space left",
     }
 )
+_TOKEN = secrets.token_hex()
 _KEY = asyncssh.generate_private_key("ssh-ed25519")
 SECRETS = (_KEY.export_private_key().decode(), _KEY.export_private_key().decode().splitlines()[2])
 
-_WRAPPER = """#!/bin/sh
+_WRAPPER = """#!/bin/bash
 # Runs what the client asks for, as this host; HOST is the host's folder, the last word of a command is its verb.
 HOST={host}
 PATH=$HOST/bin:/usr/sbin:/usr/bin:/sbin:/bin
 HOME=$HOST
 export HOST PATH HOME
 cd "$HOST" || exit 1
+obey() {{
+    case $SSH_ORIGINAL_COMMAND in
+        "python3 -I -c "*" upload") ;;  # it reads to the end, of which the other Python would not hear
+        "python3 -I -c "*) [ {python} ] && {{ forked; return; }} ;;
+    esac
+    sh -c "$SSH_ORIGINAL_COMMAND"
+}}
+forked() {{
+    exec 3<>/dev/tcp/{python} 4<&0
+    printf '%s\\n' {token} "$HOST" "$SSH_ORIGINAL_COMMAND" >&3
+    cat <&4 >&3 &
+    exec 4<&-
+    cat <&3
+}}
 fault=
 for laid in {faults}/"${{SSH_ORIGINAL_COMMAND##* }}".*; do
+    [ -e "$laid" ] || continue
     taken={faults}/taken.$$
     if mv "$laid" "$taken" 2>/dev/null; then
         fault=$(cat "$taken")
@@ -71,19 +94,19 @@ for laid in {faults}/"${{SSH_ORIGINAL_COMMAND##* }}".*; do
 done
 if [ -p os-release ]; then rm os-release; cp os-release.good os-release; fi
 case $fault in
-    "lost answer") sh -c "$SSH_ORIGINAL_COMMAND" >/dev/null; kill -9 $PPID ;;
-    "late answer") answer=$(sh -c "$SSH_ORIGINAL_COMMAND"); sleep {late_s}; echo "$answer" ;;
+    "lost answer") obey >/dev/null; kill -9 $PPID ;;
+    "late answer") answer=$(obey); sleep {late_s}; echo "$answer" ;;
     hang) exec sleep 60 ;;
     garbage) echo "Welcome to Rubbish 1.0"; exit 0 ;;
     unreachable) kill -9 $PPID ;;
-    "never boots") rm os-release; mkfifo os-release; exec sh -c "$SSH_ORIGINAL_COMMAND" ;;
+    "never boots") rm os-release; mkfifo os-release; obey ;;
     "no capacity") echo 'conpaas-answer {{"taken": true, "ours": false, "cores": 1, "memory": 1, "disk": 1}}' ;;
     "no disk")
         mkdir -p "$HOST/node"
         unshare {user_namespace} sh -c 'mount -t tmpfs -o size=4k none "$HOST/node"
             head -c 4096 /dev/zero > "$HOST/node/full"; exec sh -c "$SSH_ORIGINAL_COMMAND"'
         rmdir "$HOST/node" ;;
-    *) exec sh -c "$SSH_ORIGINAL_COMMAND" ;;
+    *) obey ;;
 esac
 """
 
@@ -130,13 +153,13 @@ exit 0
 class SshServer:
     """One host: a folder, an address and an SSH server."""
 
-    def __init__(self, folder: Path, faults: Path, late_s: float) -> None:
+    def __init__(self, folder: Path, faults: Path, late_s: float, python: str) -> None:
         self.folder, self.node = folder, folder / "node"
         self.address, self.port = _free_place()
         self.pid = 0
-        self._lay_out(faults, late_s)
+        self._lay_out(faults, late_s, python)
 
-    def _lay_out(self, faults: Path, late_s: float) -> None:
+    def _lay_out(self, faults: Path, late_s: float, python: str) -> None:
         for path in (self.folder, self.folder / "bin", self.folder / "units"):
             path.mkdir(parents=True)
         key = asyncssh.generate_private_key("ssh-ed25519")
@@ -152,9 +175,11 @@ class SshServer:
             "host": self.folder,
             "faults": faults,
             "late_s": late_s,
+            "python": python,
+            "token": _TOKEN,
             "user_namespace": "-m" if os.geteuid() == 0 else "-rm",
         }
-        self._file("wrapper", _WRAPPER.format(**words).encode(), 0o755)
+        self._file("wrapper", _WRAPPER.format(**words).encode(), 0o700)
         lines = [
             f"ListenAddress {self.address}:{self.port}",
             f"HostKey {self.folder}/host_key",
@@ -249,12 +274,37 @@ class SshHarness:
         self.deadline_s = float(settings.pop("deadline_s", 2.5))
         self._authorize()
         self._refused: Counter[str] = Counter()
+        self._full: Counter[str] = Counter()
         count = settings.pop("count", self.quota)
         folders = [directory / f"host-{number}" for number in range(count)]
-        self.hosts = [SshServer(folder, self._faults, self.deadline_s * 2) for folder in folders]
+        self._python = 0
+        python = "" if settings.pop("own_pythons", False) else self._start_python()
+        self.hosts = [SshServer(folder, self._faults, self.deadline_s, python) for folder in folders]
         self._settings = settings
         self._foreign: list[str] = []
         self._drivers = 0
+
+    def _start_python(self) -> str:
+        """Start the Python that hosts' calls are forks of; return where it listens, as bash names it."""
+        with socket.create_server(_free_place(), backlog=100) as server:
+            python = Path(sys.executable).resolve()  # one that has no library of ours
+            argv = [str(python), "-I", _ssh_python.__file__, str(server.fileno()), _ssh_host.__file__]
+            self._python = run.spawn(
+                ["setpriv", "--pdeathsig", "KILL", *argv],
+                cwd=self.directory,
+                env={"TOKEN": _TOKEN},
+                log=self.directory / "python.log",
+                pass_fds=(server.fileno(),),
+            )
+            return "{}/{}".format(*server.getsockname())
+
+    def _stop_python(self) -> None:
+        if self._python:
+            for pid in (*_descendants(self._python), self._python):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            os.waitpid(self._python, 0)
+            self._python = 0
 
     def _authorize(self) -> None:
         (self.directory / "authorized_keys").write_bytes(_KEY.export_public_key())
@@ -281,14 +331,35 @@ class SshHarness:
             deadline_s=self.deadline_s,
         )
         driver = ssh.CLOUD.open(self.settings(**changes), context)
+        assert isinstance(driver, SshCloud)
+        driver._connections.call = self._impatient(driver._connections)  # type: ignore[method-assign, assignment]
         for verb in FAULTS:
             setattr(driver, verb, self._refusing(verb, getattr(driver, verb)))
         return driver
+
+    def _impatient(self, connections: Connections) -> Callable[..., Awaitable[Any]]:
+        """Let no call wait long for an answer that will not come, and those that are only slow have their time."""
+        call = connections.call
+
+        async def made(host: ssh.SshHost, verb: str, **words: Any) -> Any:
+            laid = {path.read_text() for path in self._faults.glob(f"{verb}.*")}
+            connections._deadline_s = min(self.deadline_s, IMPATIENT_S) if laid & _SILENT else self.deadline_s
+            return await call(host, verb, **words)
+
+        return made
 
     def _refusing(self, verb: str, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         """Let the hosts know nobody's key while a call is made that is to be refused."""
 
         async def made(*words: Any) -> Any:
+            if self._full[verb]:
+                self._full[verb] -= 1
+                self._lay(verb, Fault.NO_DISK, len(self.hosts))
+                try:
+                    return await call(*words)
+                finally:
+                    for path in self._laid(verb):
+                        path.unlink(missing_ok=True)
             if not self._refused[verb]:
                 before = self._laid(verb)
                 try:
@@ -311,6 +382,8 @@ class SshHarness:
         match fault:
             case Fault.CREDENTIALS:
                 self._refused[verb] += times
+            case Fault.NO_DISK:
+                self._full[verb] += times
             case Fault.NO_CAPACITY:
                 self._lay(verb, fault, times * len(self.hosts))
             case _:
@@ -353,6 +426,7 @@ class SshHarness:
     async def close(self) -> None:
         for host in self.hosts:
             host.stop()
+        self._stop_python()
         for host in self.hosts:
             await until(host.is_dead)
 
@@ -373,8 +447,6 @@ def _words(pid: int) -> str:
     """Return where a process is and what it was called with; nothing if it has ended."""
     process = Path(f"/proc/{pid}")
     try:
-        if run.start_time(pid) is None:
-            return ""
         return f"{(process / 'cwd').readlink()} {(process / 'cmdline').read_text(errors='replace')}"
     except OSError:
         return ""

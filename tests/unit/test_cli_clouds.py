@@ -79,7 +79,9 @@ def test_show_says_all_of_an_account_but_its_secrets(run: Run) -> None:
     assert re.search(r"prices +small=0\.02 USD/h$", text, re.MULTILINE)
     assert re.search(r"limit per user +5$", text, re.MULTILINE)
     assert "not set: token, subnets" in text
-    assert json.loads(run("cloud", "show", "north", "--json").stdout)["settings"]["region"] == "north-1"
+    assert re.search(r"deployment +dep-1$", text, re.MULTILINE)
+    document = json.loads(run("cloud", "show", "north", "--json").stdout)
+    assert (document["settings"]["region"], document["deployment"]) == ("north-1", "dep-1")
     refused(run("cloud", "show", "mars"), "there is no cloud 'mars'", "there are: north")
 
 
@@ -122,6 +124,18 @@ def test_a_cloud_is_tried_and_then_added(run: Run, api: FakeApi) -> None:
     )
 
 
+def test_how_often_a_provider_is_called_can_be_said_and_taken_back(run: Run, api: FakeApi) -> None:
+    run("cloud", "edit", "north", "--rate", "create=0.5", "--rate", "list=2")
+    options = public.CloudOptions(rates={"create": 0.5, "list": 2})
+    api.accounts["north"] = api.accounts["north"].model_copy(update={"options": options})
+    run("cloud", "edit", "north", "--rate", "list=")
+
+    assert [form.options.rates for form in calls(api, "/admin/clouds/north")] == [
+        {"create": 0.5, "list": 2},
+        {"create": 0.5},
+    ]
+
+
 def test_a_cloud_that_fails_its_test_is_not_added_unless_told_to(run: Run, api: FakeApi) -> None:
     wrong = public.FindingView(name="the credentials", ok=False, detail="revoked", hint="renew them")
     api.examination = public.Examination(findings=(wrong,))
@@ -162,6 +176,8 @@ def test_secrets_come_from_a_prompt_a_file_or_standard_input(run: Run, api: Fake
         (("add", "north", "n2", "--set", "spot=maybe"), "'maybe' is not a value of spot", "boolean"),
         (("edit", "north", "--price", "small=cheap"), "'cheap' is not a price of small", "t3.small=0.02"),
         (("edit", "north", "--currency", "euro"), "currency", "correct"),
+        (("edit", "north", "--rate", "create=often"), "'often' is not a number of calls per second of create", "0.5"),
+        (("edit", "north", "--rate", "make=1"), "'create', 'delete'", "correct"),
         (("edit", "north", "--unset", "region"), "'region' cannot be unset", "another 'region'"),
         (("edit", "north", "--unset", "colour"), "there is no setting 'colour'", "region"),
         (("edit", "north"), "there is nothing to change", "--help"),

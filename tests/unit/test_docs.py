@@ -71,6 +71,12 @@ def test_the_generated_pages_and_snippets_are_fresh() -> None:
     assert [name_of(path) for path in generate.stale()] == [], "run 'python docs/generate.py'"
 
 
+def test_options_are_shown_with_their_own_words_for_a_value() -> None:
+    page = read(generate.REFERENCE / "cli.md")
+    assert "`--set KEY=VALUE`" in page
+    assert "`--limit N|none`" in page.replace("\\|", "|")
+
+
 def test_a_page_that_was_changed_by_hand_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(generate, "REFERENCE", tmp_path)
     for path, text in generate.pages().items():

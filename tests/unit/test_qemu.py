@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import struct
@@ -14,6 +16,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -25,12 +28,13 @@ from conpaas.cloud import _qemu_disk as disk
 from conpaas.cloud import _qemu_machine as qemu
 from conpaas.cloud._qemu_driver import QemuCloud
 from conpaas.cloud.qemu import CLOUD, QemuSettings
-from conpaas.core import run
+from conpaas.core import files, run
 from conpaas.core.clock import SYSTEM_CLOCK
 from conpaas.core.cloud import Cloud, CloudContext, Vm, VmState, VolumeState
 from conpaas.core.errors import (
     BadInputError,
     CloudBusyError,
+    CloudRefusedError,
     DeadlineError,
     DiskFullError,
     PeerError,
@@ -38,7 +42,7 @@ from conpaas.core.errors import (
     UnknownImageError,
 )
 from conpaas.core.tasks import wait_for
-from tests.fakes.cloud_qemu import QemuHarness, harness, make_disk, make_image
+from tests.fakes.cloud_qemu import QemuHarness, harness, make_disk, make_image, writer_sector
 from tests.fakes.clouds import request, volume_request
 from tests.fakes.tiny_image import tiny_image
 
@@ -400,6 +404,24 @@ async def test_a_console_log_is_kept_short(account: QemuHarness, cloud: QemuClou
     assert log.stat().st_size < 1 << 16
 
 
+async def test_a_volume_whose_removal_was_interrupted_is_found_and_removed(
+    account: QemuHarness, cloud: QemuCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(path: Path, *, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok=missing_ok)
+        raise OSError(errno.EIO, "the computer went away")
+
+    volume, unlink = await cloud.create_volume(volume_request("v-one")), Path.unlink
+    with monkeypatch.context() as day:
+        day.setattr(Path, "unlink", interrupted)
+        with pytest.raises(CloudRefusedError, match="went away"):
+            await cloud.delete_volume(volume.id)
+
+    assert [seen.id for seen in await cloud.list_volumes()] == [volume.id]
+    await cloud.delete_volume(volume.id)
+    assert await account.leftovers() == []
+
+
 async def test_instances_share_an_amount_of_memory(tmp_path: Path) -> None:
     async with harness(tmp_path, memory_mib=70) as account:
         cloud = opened(account)
@@ -436,20 +458,98 @@ async def test_a_machine_runs_as_nobody_else_and_may_start_nothing(account: Qemu
     assert facts["Seccomp"] == "2"
 
 
+@contextlib.asynccontextmanager
+async def small_disk(directory: Path, size: str) -> AsyncIterator[Path]:
+    """Let the cloud's folder be a disk of its own."""
+    place = directory / "cloud"
+    place.mkdir()
+    await run.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], timeout_s=5)
+    try:
+        yield place
+    finally:
+        await run.run(["umount", "--lazy", str(place)], timeout_s=5)  # a machine that was just killed may hold it still
+
+
 @only_root
 async def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
-    (tmp_path / "cloud").mkdir()
-    await run.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(tmp_path / "cloud")], timeout_s=5)
+    async with small_disk(tmp_path, "200k"), harness(tmp_path, reserve_mib=0) as account:
+        cloud = opened(account)
+        with pytest.raises(DiskFullError):
+            await cloud.create(request("i-one"))
+        assert await account.leftovers() == []
+        assert await cloud.list() == []
+        await cloud.close()
+
+
+@only_root
+async def test_a_machine_that_has_filled_the_disk_says_so_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    async with small_disk(tmp_path, "32m") as place, harness(tmp_path, reserve_mib=0) as account:
+        make_disk(account.image / "base.qcow2", writer_sector(100))
+        cloud = opened(account)
+        for token in ("i-one", "i-two"):
+            await cloud.create(request(token))
+            filler = place / ".filler"
+            filler.write_bytes(bytes(files.free_bytes(place) - (4 << 20)))
+
+            async def halted(vm: str = token) -> Vm | None:
+                seen = await cloud.describe(vm)
+                assert "DONE" not in await cloud.console(vm)
+                return seen if seen.reason and seen.state is VmState.RUNNING else None
+
+            seen = await wait_for(halted, timeout_s=20, what="it is halted", clock=SYSTEM_CLOCK)
+            assert "no space left" in seen.reason
+            assert seen in await cloud.list()
+            if token == "i-one":
+                await cloud.delete(token)
+            filler.unlink()
+
+        await says(cloud, "i-two", "DONE")
+        assert [vm.reason for vm in await cloud.list()] == [""]
+        await cloud.close()
+
+
+async def says(cloud: QemuCloud, vm: str, words: str) -> None:
+    async def look() -> bool | None:
+        await cloud.describe(vm)
+        return words in await cloud.console(vm) or None
+
+    await wait_for(look, timeout_s=20, what=f"{vm} says {words}", clock=SYSTEM_CLOCK)
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "words"),
+    [
+        ("io-error", VmState.RUNNING, "no space left"),
+        ("internal-error", VmState.FAILED, "internal-error"),
+        ("running", VmState.RUNNING, "^$"),
+    ],
+)
+async def test_what_a_machine_says_of_itself_is_told(
+    account: QemuHarness, cloud: QemuCloud, monkeypatch: pytest.MonkeyPatch, status: str, state: VmState, words: str
+) -> None:
+    await cloud.create(request("i-one"))
+    await reaches(cloud, "i-one", VmState.RUNNING)
+    home = account.directory / "i-one"
+    (home / "qmp").rename(home / "away")
+    monkeypatch.setattr(files, "free_bytes", lambda _path: 1000)
+    with somebody(home, AGREED, b'{"return": {"status": "%s"}, "id": %%s}\n' % status.encode()):
+        seen = await cloud.describe("i-one")
+
+    assert seen.state is state
+    assert re.search(words, seen.reason)
+
+
+async def test_a_machine_whose_monitor_is_silent_is_taken_for_running(account: QemuHarness, cloud: QemuCloud) -> None:
+    await cloud.create(request("i-one"))
+    await reaches(cloud, "i-one", VmState.RUNNING)
+    pid = account.process("i-one").pid
+    os.kill(pid, signal.SIGSTOP)
     try:
-        async with harness(tmp_path, reserve_mib=0) as account:
-            cloud = opened(account)
-            with pytest.raises(DiskFullError):
-                await cloud.create(request("i-one"))
-            assert await account.leftovers() == []
-            assert await cloud.list() == []
-            await cloud.close()
+        (seen,) = await cloud.list()
     finally:
-        await run.run(["umount", str(tmp_path / "cloud")], timeout_s=5)
+        os.kill(pid, signal.SIGCONT)
+
+    assert (seen.state, seen.reason) == (VmState.RUNNING, "")
 
 
 KILLED_AT = """
@@ -659,6 +759,58 @@ async def test_a_machine_that_does_not_wait_for_its_seed_is_not_saved_nor_tried_
         assert [path.name for path in why.parent.parent.iterdir()] == [why.parent.name]
         assert machine.processes(f"warm@{why.parent}", None) == []
         await cloud.close()
+
+
+async def test_what_is_full_only_now_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with harness(tmp_path, image=make_image(tmp_path / "image", warm=True)) as account:
+        cloud = opened(account)
+        spec = cloud._machine(disk.read_image(account.image), account.settings.sizes[0], "127.43.0.0")
+        with monkeypatch.context() as day:
+            day.setattr(disk, "overlay", mock.Mock(side_effect=OSError(errno.ENOSPC, "full")))
+            with pytest.raises(DiskFullError):
+                await cloud._pool.make(spec)
+        assert not cloud._pool.tried(spec)
+        monkeypatch.setattr("conpaas.cloud._qemu_warm.BOOT_S", 0.0)
+        await cloud._pool.make(spec)
+        assert cloud._pool.tried(spec)
+        await cloud.close()
+
+
+async def test_a_driver_that_is_closed_while_it_starts_a_machine_to_save_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starting, closing, spawn = threading.Event(), threading.Event(), run.spawn
+
+    def slowly(*words: Any, **more: Any) -> int:
+        if "cwd" in more and more["cwd"].parent.name == ".warm":
+            starting.set()
+            closing.wait(10)
+        return spawn(*words, **more)
+
+    async with harness(tmp_path, image=make_image(tmp_path / "image", warm=True)) as account:
+        cloud = opened(account)
+        monkeypatch.setattr(run, "spawn", slowly)
+        await cloud.create(request("i-one"))
+        await asyncio.to_thread(starting.wait, 20)
+        task = asyncio.create_task(cloud.close())
+        await asyncio.wait([task], timeout=0.05)
+        closing.set()
+        await task
+        monkeypatch.undo()
+
+        assert list(account.directory.glob(".warm/*")) == []
+        assert [pid for pid in machine_pids() if f"warm@{account.directory}" in environ(pid)] == []
+
+
+def machine_pids() -> list[int]:
+    return [int(path.name) for path in Path("/proc").glob("[1-9]*")]
+
+
+def environ(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/environ").read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def test_its_context_needs_no_driver_of_its_own(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -9,13 +10,14 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import asyncssh
 import pytest
 from pydantic import ValidationError
 
+from conpaas.cloud import _ssh_host, ssh
 from conpaas.cloud import _ssh_plan as plan
-from conpaas.cloud import ssh
 from conpaas.core import bundle
 from conpaas.core.bundle import Bundle
 from conpaas.core.clock import SYSTEM_CLOCK
@@ -24,6 +26,7 @@ from conpaas.core.errors import (
     BadInputError,
     CloudCredentialsError,
     CloudRefusedError,
+    DiskFullError,
     NoCapacityError,
     PeerError,
     QuotaExceededError,
@@ -37,13 +40,13 @@ from tests.fakes.waiting import until
 
 @pytest.fixture
 async def account(tmp_path: Path) -> AsyncIterator[SshHarness]:
-    async with cloud_ssh.harness(tmp_path, count=1, deadline_s=10.0) as account:
+    async with cloud_ssh.harness(tmp_path, count=1, deadline_s=10.0, own_pythons=True) as account:
         yield account
 
 
 @pytest.fixture
 async def two(tmp_path: Path) -> AsyncIterator[SshHarness]:
-    async with cloud_ssh.harness(tmp_path, count=2, deadline_s=10.0) as account:
+    async with cloud_ssh.harness(tmp_path, count=2, deadline_s=10.0, own_pythons=True) as account:
         yield account
 
 
@@ -148,6 +151,7 @@ async def test_a_host_given_back_while_apt_get_works_is_clean_when_that_has_ende
     if os.geteuid() != 0:
         pytest.skip("packages are root's")
     (host.folder / "apt-waits").touch()
+    account.deadline_s = 3.0  # half of which the host itself waits
     cloud = account.open(stop_s=0.1)
     vm = await cloud.create(php())
     await until(lambda: host.text("apt.log"))
@@ -276,6 +280,18 @@ async def test_a_preparation_that_was_killed_goes_on(account: SshHarness, cloud:
     await reach(cloud, vm, VmState.RUNNING)
 
 
+def test_a_host_without_room_for_a_process_is_leased_and_prepared_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = {"token": "i-one", "deployment": "dep-ours", "disk_bytes": 0, "bundle": "", "address": "192.0.2.1"}
+    with monkeypatch.context() as day:
+        day.setattr(os, "fork", mock.Mock(side_effect=BlockingIOError(errno.EAGAIN, "no more processes")))
+        answer = _ssh_host.lease(tmp_path / "node", {"spec": spec})
+
+    assert plan.is_of(answer, "i-one")
+    assert answer["needs"] == "prepare"
+
+
 # -- what a host lacks ----------------------------------------------------------------------------------------------
 
 
@@ -333,6 +349,22 @@ async def test_an_examination_looks_at_everything_and_changes_nothing(account: S
     assert "MiB are free" in findings["disk"].detail
     assert sys.implementation.cache_tag.removeprefix("cpython-")[0] in findings["Python"].detail
     assert await account.leftovers() == []
+
+
+async def test_an_examination_says_why_there_is_nothing_to_copy(
+    account: SshHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_directory: Path) -> Bundle:
+        raise DiskFullError("no space left to write bundle")
+
+    monkeypatch.setattr(bundle, "make", full)
+    cloud = account.open(command=())
+    assert isinstance(cloud, CanExamine)
+
+    assert [(finding.ok, finding.detail) for finding in await cloud.examine()] == [
+        (False, "no space left to write bundle")
+    ]
+    await cloud.close()
 
 
 async def test_a_login_message_does_not_disturb(account: SshHarness, host: SshServer) -> None:
@@ -414,6 +446,18 @@ async def test_a_dead_host_does_not_keep_the_others_from_being_used(two: SshHarn
     await cloud.close()
 
 
+async def test_a_host_with_a_full_disk_does_not_keep_the_others_from_being_used(two: SshHarness) -> None:
+    cloud = two.open()
+    (two.directory / "faults" / "lease.1").write_text(Fault.NO_DISK)  # of whichever is asked first
+    vm = await cloud.create(request("i-one"))
+
+    assert vm.token == "i-one"
+    assert [seen.id for seen in await cloud.list()] == [vm.id]
+    await cloud.delete(vm.id)
+    assert await two.leftovers() == []
+    await cloud.close()
+
+
 async def test_what_others_have_is_no_room_for_us_and_no_secret_is_shown(two: SshHarness) -> None:
     theirs = await two.make_foreign()
     cloud = two.open()
@@ -434,6 +478,29 @@ async def test_no_more_hosts_stay_connected_than_allowed(two: SshHarness) -> Non
     connections = cloud._connections  # type: ignore[attr-defined]
     assert len(connections._open) == 1
     assert await cloud.list() == []
+    await cloud.close()
+
+
+async def test_a_connection_on_which_a_call_is_just_beginning_is_not_one_too_many(
+    two: SshHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cloud = two.open(max_connections=1)
+    begin, beginning, go_on = asyncssh.SSHClientConnection.create_process, asyncio.Event(), asyncio.Event()
+
+    async def slowly(connection: asyncssh.SSHClientConnection, *words: Any, **more: Any) -> Any:
+        if connection.get_extra_info("peername")[0] == two.hosts[0].address:
+            beginning.set()
+            await go_on.wait()
+        return await begin(connection, *words, **more)
+
+    monkeypatch.setattr(asyncssh.SSHClientConnection, "create_process", slowly)
+    slow, quick = (cloud.describe(f"i-one@{host.address}:{host.port}") for host in two.hosts)
+    waiting = asyncio.create_task(slow)
+    await beginning.wait()
+    await quick
+    go_on.set()
+
+    assert (await waiting).state is VmState.GONE
     await cloud.close()
 
 

@@ -110,3 +110,10 @@ def test_what_is_not_a_duration_is_refused_with_the_text_and_a_hint(text: str) -
 )
 def test_the_past_is_told_in_the_largest_whole_unit(seconds: float, words: str) -> None:
     assert units.ago(seconds) == words
+
+
+def test_room_is_shown_in_its_unit() -> None:
+    assert units.show_room("instances", 3, 64) == "instances: 3 of 64"
+    assert units.show_room("cores", 2.5, 8) == "cores: 2.5 of 8"
+    assert units.show_room("memory", 1.5 * 1024**3, 16 * 1024**3) == "memory: 1.5G of 16G"
+    assert units.show_room("instances", 1_500_000, 2_000_000) == "instances: 1500000 of 2000000"

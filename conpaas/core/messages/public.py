@@ -278,13 +278,14 @@ class CloudOptions(Message):
     user_instances: int | None = Field(default=None, ge=0)
     """Most instances there at once of one user; unset: no limit of ours."""
     currency: Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")] = "USD"
-    """Of `prices`."""
+    """What the prices are in: `EUR`, `USD`, …"""
     prices: dict[str, Annotated[Decimal, Field(ge=0)]] = Field(default_factory=dict)
     """Per instance and hour, by size, `*` for all others: they replace the provider's own."""
     rates: dict[Literal["create", "delete", "describe", "list", "volumes", "look"], PositiveFloat] = Field(
         default_factory=dict
     )
-    """Most calls per second, by verb: they replace what is known of the provider."""
+    """Most calls per second, by verb (`create`, `delete`, `describe`, `list`, `volumes`, `look`): they replace what
+    is known of the provider."""
     director_url: str = Field(default="", max_length=300)
     """Where instances of this cloud find the director, if not where others do."""
 

@@ -53,15 +53,23 @@ function show() {
     sum += change;
   }
   form.querySelector("button.primary").disabled = staged.size === 0;
-  document.getElementById("scale-sum").textContent = staged.size === 0 ? "" : words(sum);
+  document.getElementById("scale-sum").textContent = staged.size === 0 ? "" : words(sum, place(form).dataset);
 }
 
 const signed = (number) => (number > 0 ? `+${number}` : `${number}`);
 
-function words(sum) {
+/** The option of the chosen cloud, or the form itself where there is but one. */
+const place = (form) => form.querySelector("#scale-cloud")?.selectedOptions[0] ?? form;
+
+/** Say an amount as the pages do: from two to four decimals. */
+const amount = (number) =>
+  number.toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: 4, useGrouping: false });
+
+function words(sum, { price, currency }) {
   if (sum === 0) return "as many instances as now, with other roles";
   const count = Math.abs(sum);
-  return `about ${count} instance${count === 1 ? "" : "s"} ${sum > 0 ? "more" : "fewer"}, ${count} credit${count === 1 ? "" : "s"} per hour ${sum > 0 ? "more" : "less"}`;
+  const money = price ? ` and ${amount(count * Number(price))} ${currency}` : "";
+  return `about ${count} instance${count === 1 ? "" : "s"} ${sum > 0 ? "more" : "fewer"}, ${count} credit${count === 1 ? "" : "s"}${money} per hour ${sum > 0 ? "more" : "less"}`;
 }
 
 document.addEventListener("click", (event) => {
@@ -96,6 +104,10 @@ document.addEventListener("submit", (event) => {
   dialog.close();
   show();
   document.querySelector("#scale button.primary").focus();
+});
+
+document.addEventListener("change", (event) => {
+  if (event.target.id === "scale-cloud") show();
 });
 
 document.addEventListener("conpaas:done", (event) => {

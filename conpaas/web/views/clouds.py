@@ -52,8 +52,8 @@ class Form:
 async def clouds(request: web.Request) -> web.Response:
     """Show all cloud accounts."""
     api = await visits.api(request)
-    me, accounts = await asyncio.gather(_administrator(api), api.cloud_accounts())
-    return pages.page(request, "clouds.html", me=me, accounts=accounts)
+    me, accounts, version = await asyncio.gather(_administrator(api), api.cloud_accounts(), api.version())
+    return pages.page(request, "clouds.html", me=me, accounts=accounts, deployment=version.deployment)
 
 
 @routes.get("/admin/add-cloud")

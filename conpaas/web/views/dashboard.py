@@ -49,6 +49,7 @@ async def choose(request: web.Request) -> web.Response:
         types=types,
         type=next((kind.name for kind in types if kind.enabled), None),
         choices=places.choices(clouds),
+        fallback_places=places.fallback(clouds),
         applications=applications,
         application=request.query.get("application"),
     )
@@ -68,7 +69,7 @@ async def create(request: web.Request) -> web.Response:
         name=str(form.get("name", "")).strip() or None,
         cloud=cloud or None,
         size=str(form.get(f"size-{cloud}", "")) or None,
-        fallback=[str(name) for name in form.getall("fallback", ())],
+        fallback=places.read_fallback([str(name) for name in form.getall("fallback", ())], cloud),
         application=application,
         key=str(form.get("key", "")) or None,
     )

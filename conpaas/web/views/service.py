@@ -226,7 +226,8 @@ async def move(request: web.Request) -> web.Response:
     form = await request.post()
     cloud = str(form.get("cloud", "")) or service.cloud
     size = str(form.get(f"size-{cloud}", ""))
-    fallback = [str(name) for name in form.getall("fallback", ())] if "with_fallback" in form else None
+    chosen = [str(name) for name in form.getall("fallback", ())]
+    fallback = places.read_fallback(chosen, cloud) if "with_fallback" in form else None
     operation = await api.move(
         service.id,
         cloud=cloud,
