@@ -1,7 +1,7 @@
 """Saved machines, from which instances of the `qemu` cloud continue instead of booting.
 
-    <directory>/.warm/<image>-<what else decides>/   root.qcow2, memory
-    <directory>/.warm/…/failed                       instead of these: why it cannot be done
+    <directory>/.warm/<image and QEMU>-<what else decides>/   root.qcow2, memory
+    <directory>/.warm/…/failed                                instead of these: why it cannot be done
 
 A machine of an image that allows it is booted once without a seed, until it waits for one; then its memory is saved.
 What continues from there finds its seed as a disk that appears. It must make names, clock and randomness its own.
@@ -53,7 +53,7 @@ class Pool:
     def _place(self, spec: qemu.Machine) -> Path:
         """Return where a machine is saved: equal ones, and no others, at the same place."""
         here = spec._replace(address="", ports=(), user=None, incoming=None)
-        words = "\0".join([*qemu.argv(here), str(spec.image.disk), str(spec.disk), qemu.stamp(qemu.program())])
+        words = "\0".join([*qemu.argv(here), str(spec.image.disk), str(spec.disk)])
         rest = hashlib.sha256(words.encode()).hexdigest()[:_NAME_CHARACTERS]
         return self._folder / f"{_kin(spec.image)}-{rest}"
 
@@ -141,7 +141,7 @@ class Pool:
         await tasks.wait_for(look, timeout_s=BOOT_S, what=what, clock=self._clock, period_s=_PERIOD_S)
 
     def _keep(self, work: Path, place: Path) -> None:
-        """Put a machine to its place, and remove those of other images."""
+        """Put a machine to its place, and remove those of other images and of another QEMU."""
         for name in (qemu.CONSOLE, qemu.ERRORS, qemu.MONITOR):
             (work / name).unlink(missing_ok=True)
         work.rename(place)
@@ -157,7 +157,9 @@ def _give_up(place: Path, why: str) -> None:
 
 
 def _kin(image: disk.BaseImage) -> str:
-    return hashlib.sha256(image.manifest.hash.encode()).hexdigest()[:_NAME_CHARACTERS]
+    """Return what all saved machines have in common that can be of use together: one image, one QEMU."""
+    words = f"{image.manifest.hash}\0{qemu.stamp(qemu.program())}"
+    return hashlib.sha256(words.encode()).hexdigest()[:_NAME_CHARACTERS]
 
 
 def open_memory(place: Path) -> int:
