@@ -42,7 +42,7 @@ class Ec2Settings(Message):
     """Ids of the subnets to make instances in, all of one VPC; empty: the default subnets of the region."""
     zone: str = ""
     """Where to make what may be anywhere; empty: where the first subnet is."""
-    address: Literal["public", "private", "name"] = "public"
+    address: Literal["public", "private", "name"] = "name"
     """By what instances are reached: `public` or `private` IP address, or public DNS `name`.
 
     The name leads to the private address from within the VPC, and to the public one from elsewhere.

@@ -76,7 +76,7 @@ class Vm:
     address: str | None = None
     """Where the director and other instances reach it."""
     reason: str = ""
-    """Of a failure, or of a wait that takes long: the provider's own words."""
+    """Of a failure, a wait that takes long, or what hinders one that runs: the provider's own words; else empty."""
     size: str = ""
     zone: str = ""
 

@@ -88,6 +88,8 @@ class Ledger:
         """The instances that a cloud is being asked for; each is told when its cloud has answered."""
         self._orphans: dict[tuple[str, str], datetime] = {}
         """Instances at clouds that the ledger does not know, by cloud and id, and when each was first seen."""
+        self._troubles: dict[str, str] = {}
+        """What clouds said last of instances that run, and not well."""
 
     # -- making -----------------------------------------------------------------------------------------------------
 
@@ -355,7 +357,11 @@ class Ledger:
 
     async def observe(self, instance: Instance, vm: Vm) -> Instance:
         """Write down what a cloud says of an instance, if it is news: its address, its trouble, or that it is lost."""
+        if vm.state is VmState.RUNNING and vm.reason != self._troubles.get(instance.id, ""):
+            await self._tell_trouble(instance, vm)
         lost = vm.state in {VmState.FAILED, VmState.GONE} and instance.ended is None
+        if lost:
+            self._troubles.pop(instance.id, None)
         moved = vm.address is not None and vm.address != instance.address
         waits = instance.state is N.BOOTING and not lost and vm.reason != instance.reason
         priced = instance.price is None and self._clouds.account(instance.cloud).price(instance.size)[0] is not None
@@ -368,6 +374,19 @@ class Ledger:
             else:
                 await self._note(session, row, vm)
             return row
+
+    async def _tell_trouble(self, instance: Instance, vm: Vm) -> None:
+        """Tell that an instance runs, and what keeps it from its work; or that nothing does so any more."""
+        async with self._db.write() as session:
+            service = await service_of(session, instance.service_id)
+            what = "instance-hindered" if vm.reason else "instance-well-again"
+            message = f"{instance.id}: {vm.reason}" if vm.reason else instance.id
+            record(session, what, at=self._clock.now(), actor="director", service=service, message=message)
+        log.warning(what, instance=instance.id, reason=vm.reason)
+        if vm.reason:
+            self._troubles[instance.id] = vm.reason
+        else:
+            del self._troubles[instance.id]
 
     async def _note(self, session: AsyncSession, row: Instance, vm: Vm) -> None:
         """Take over what a cloud says of an instance that lives; one whose address is another's is lost."""

@@ -49,7 +49,7 @@ def test_a_driver_has_a_provider_to_play_with_that_says_what_can_go_wrong(driver
 async def test_an_instance_comes_up_with_an_address_and_its_token(cloud: Cloud) -> None:
     vm = await make(cloud)
 
-    assert vm.token == "i-one"
+    assert (vm.token, vm.reason) == ("i-one", "")
     assert [(seen.id, seen.token, seen.address) for seen in await cloud.list()] == [(vm.id, "i-one", vm.address)]
 
 

@@ -181,7 +181,7 @@ class Ec2Harness:
             self._background.start(f"boot {vm}", self._boot(vm, self.on_boot))
 
     async def _boot(self, vm: str, act: Callable[[Booting], Awaitable[None]]) -> None:
-        public = self.words.get("address", "public") == "public"
+        public = self.words.get("address", "name") != "private"
         address = _text(await self._instance(vm), "ipAddress" if public else "privateIpAddress")
         await act(Booting(vm, address, await self.boot(vm)))
 

@@ -1045,8 +1045,8 @@ DENIED = AmazonError(403, "UnauthorizedOperation", ec2_errors.NOT_ALLOWED)
         ({"size": "t4g.small", "image": "ami-1"}, arm, "the size", "t4g.small is arm64, the image is x86_64"),
         ({"subnets": ["subnet-0123456789abcdef0"]}, nothing, "the subnets", "subnet-0123456789abcdef0"),
         ({"key_pair": "lost"}, nothing, "the key pair", "lost"),
-        ({"inner_networks": []}, nothing, "the network", "nobody is let in"),
-        ({"inner_networks": ["198.51.100.7/32"]}, nothing, "the network", "only 198.51.100.7/32 is let in"),
+        ({"address": "public", "inner_networks": []}, nothing, "the network", "nobody is let in"),
+        ({"address": "public", "inner_networks": ["198.51.100.7/32"]}, nothing, "the network", "only 198.51.100.7/32"),
         ({"address": "name"}, nameless, "the network", "'DNS hostnames' are off"),
         ({}, answers("RunInstances", DENIED), "permission to make instances", "not authorized"),
         ({}, answers("CreateVolume", DENIED), "permission to make volumes", "not authorized"),
@@ -1070,8 +1070,9 @@ async def test_an_examination_says_exactly_what_is_wrong(
 
 
 async def test_an_examination_sees_that_instances_are_not_let_in_by_each_other(
-    account: Ec2Harness, cloud: _ec2_driver.Ec2Cloud
+    open_cloud: Open,
 ) -> None:
+    cloud = open_cloud(address="public")
     assert all(finding.ok for finding in await cloud.examine())
     vm = await cloud.create(request("i-one"))
     (finding,) = [finding for finding in await cloud.examine() if not finding.ok]

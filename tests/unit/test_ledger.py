@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -267,6 +268,19 @@ async def test_an_instance_that_vanishes_is_lost(rig: Rig) -> None:
     await rig.reconciler.reconcile()
 
     assert (await rig.instance(node)).state is NodeState.LOST
+
+
+async def test_what_hinders_an_instance_that_runs_is_told_when_it_begins_and_when_it_ends(rig: Rig) -> None:
+    _, service = await started(rig)
+    [node] = await rig.add_nodes(service, 1)
+    vm = await rig.director.clouds.usable("sim").describe((await rig.instance(node)).cloud_id)
+    halted = replace(vm, reason="the disk is full")
+
+    for seen in (vm, halted, halted, vm, vm):
+        await rig.ledger.observe(await rig.instance(node), seen)
+
+    assert [event.message for event in await rig.events("instance-hindered")] == [f"{node}: the disk is full"]
+    assert [event.message for event in await rig.events("instance-well-again")] == [node]
 
 
 async def test_a_list_that_lags_behind_loses_nothing(tmp_path: Path) -> None:
