@@ -1,24 +1,23 @@
 """The list of services: its rate against a bare handler that sends the same bytes, and its queries."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
 import aiohttp
-from pydantic import SecretStr
 from sqlalchemy import event
 
 from benchmarks import bench
 from benchmarks.bench import Bench
 from benchmarks.goals import Measured, medians
+from benchmarks.here import director_here
 from conpaas.core import rpc, tasks
 from conpaas.core.clock import SYSTEM_CLOCK
 from conpaas.core.messages import public
 from conpaas.core.states import NodeState
 from conpaas.director.app import Director
-from conpaas.director.settings import DirectorSettings
 from conpaas.sdk import Conpaas, connect
 
 SERVICES = 20
@@ -26,7 +25,6 @@ _FEW = 2
 _LOOKS = 5
 _CONNECTIONS = 8
 _SETTLE_S = 5.0
-_PASSWORD = "benchmark"  # of a director that only we know
 
 
 async def lists(b: Bench) -> Mapping[str, Measured]:
@@ -71,8 +69,10 @@ async def _body(url: str, header: str) -> bytes:
 
 async def queries(b: Bench) -> Mapping[str, Measured]:
     """Count the queries of one list, with few services and with many; none is answered from memory."""
-    async with _director_here(b) as (director, client, lists):
-        counts: dict[int, int] = {}
+    counts: dict[int, int] = {}
+    async with director_here(b.new_folder("queries")) as (director, client, token), AsyncExitStack() as stack:
+        lists = rpc.Client(director.url, headers={"Authorization": f"Bearer {token}"})
+        stack.push_async_callback(lists.close)
         for size in (_FEW, SERVICES):
             while len(await client.services()) < size:
                 service = await client.create(type="php")
@@ -100,30 +100,3 @@ async def _count(director: Director, client: rpc.Client) -> int:
     finally:
         event.remove(engine, "before_cursor_execute", note)
     return min(counts)
-
-
-@asynccontextmanager
-async def _director_here(b: Bench) -> AsyncIterator[tuple[Director, Conpaas, rpc.Client]]:
-    """Run a director in this process, on a cloud whose instances are only numbers."""
-    settings = DirectorSettings(
-        data_dir=b.new_folder("director") / "data",
-        port=0,
-        instances_port=0,
-        ssh_port=0,
-        clouds={"local": {"driver": "sim"}},
-        admin_password=SecretStr(_PASSWORD),
-    )
-    director = Director(settings)
-    async with asyncio.TaskGroup() as group:
-        group.create_task(director.run(signals=False), name="director")
-        await director.ready.wait()
-        try:
-            async with connect(director.url) as visitor:
-                session = await visitor.login("admin", _PASSWORD)
-            token = session.token.get_secret_value()
-            raw = rpc.Client(director.url, headers={"Authorization": f"Bearer {token}"})
-            async with connect(director.url, token) as client, AsyncExitStack() as stack:
-                stack.push_async_callback(raw.close)
-                yield director, client, raw
-        finally:
-            director.stop.set()

@@ -10,57 +10,27 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from pydantic import SecretStr
 
 from benchmarks import bench
 from benchmarks.bench import Bench
 from benchmarks.goals import Measured
-from conpaas.core import footprint, tls
+from benchmarks.here import director_here
+from conpaas.core import tls
 from conpaas.core.clock import SYSTEM_CLOCK
 from conpaas.core.messages.internal import NodeReport, Report, RequestInstances
 from conpaas.core.messages.model import MetricPoint
 from conpaas.core.states import NodeState, ServiceState
 from conpaas.director import lifecycle
 from conpaas.director.app import Director
-from conpaas.director.settings import DirectorSettings
-from conpaas.sdk import Conpaas, connect
+from conpaas.sdk import Conpaas
 
 CREATES = 200
 PER_S, BURST = 5, 2
 FEW, MANY = 200, 2000
 _PER_SERVICE = 50
 _REPORT_S = 5.0
-_PASSWORD = "benchmark"  # of a director that only we know
-
-
-@asynccontextmanager
-async def _director(folder: Path, **cloud: Any) -> AsyncIterator[tuple[Director, Conpaas]]:
-    """Run a director in this process, on a cloud whose instances are only numbers."""
-    settings = DirectorSettings(
-        data_dir=folder / "data",
-        port=0,
-        instances_port=0,
-        ssh_port=0,
-        clouds={"local": {"driver": "sim", **cloud}},
-        admin_password=SecretStr(_PASSWORD),
-    )
-    director = Director(settings)
-    footprint.loaded()
-    async with asyncio.TaskGroup() as group:
-        group.create_task(director.run(signals=False), name="director")
-        await director.ready.wait()
-        try:
-            async with connect(director.url) as visitor:
-                session = await visitor.login("admin", _PASSWORD)
-            async with connect(director.url, session.token.get_secret_value()) as client:
-                yield director, client
-        finally:
-            director.stop.set()
 
 
 async def _service(director: Director, client: Conpaas) -> str:
@@ -93,7 +63,7 @@ async def creates(b: Bench) -> Mapping[str, Measured]:
     Two may come close together, as none of this is in step with the provider's clock.
     """
     limits = {"creates_per_s": PER_S, "creates_burst": BURST, "rates": {"create": PER_S}, "call_s": 0.1}
-    async with _director(b.new_folder("creates"), **limits) as (director, client):
+    async with director_here(b.new_folder("creates"), **limits) as (director, client, _):
         services = [await _service(director, client) for _ in range(CREATES // _PER_SERVICE)]
         answers: list[float] = []
         asking = asyncio.create_task(_ask(client, answers), name="visitor")
@@ -147,7 +117,7 @@ async def crowd(b: Bench) -> Mapping[str, Measured]:
 async def _live(nodes: int, seconds: float) -> dict[str, float]:
     """Be a director with so many nodes that all report, and see what it takes."""
     with tempfile.TemporaryDirectory() as folder:
-        async with _director(Path(folder)) as (director, client):
+        async with director_here(Path(folder)) as (director, client, _):
             of: dict[str, list[str]] = {}
             for _ in range(nodes // _PER_SERVICE):
                 service = await _service(director, client)

@@ -247,15 +247,15 @@ class SshServer:
 
     def processes(self) -> list[int]:
         """Return the processes of this host's instance: whatever runs below its folder."""
-        return [pid for pid in _all_processes() if str(self.node) in _words(pid)]
+        return _below(self.node)
 
     def is_dead(self) -> bool:
         """Kill the instance, also what a preparation under way has just started; tell whether nothing was left."""
-        left = self.processes()
-        for pid in left:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        return not left
+        return _killed(self.processes())
+
+    def is_over(self) -> bool:
+        """Kill all of the host, also who has yet to begin with the instance; tell whether nothing was left."""
+        return _killed(_below(self.folder))
 
     def text(self, name: str) -> str:
         path = self.folder / name
@@ -428,7 +428,7 @@ class SshHarness:
             host.stop()
         self._stop_python()
         for host in self.hosts:
-            await until(host.is_dead)
+            await until(host.is_over)
 
 
 def _free_place() -> tuple[str, int]:
@@ -441,6 +441,18 @@ def _free_place() -> tuple[str, int]:
 
 def _all_processes() -> list[int]:
     return [int(path.name) for path in Path("/proc").glob("[1-9]*")]
+
+
+def _below(folder: Path) -> list[int]:
+    return [pid for pid in _all_processes() if str(folder) in _words(pid)]
+
+
+def _killed(pids: list[int]) -> bool:
+    """Kill processes; tell whether there were none."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return not pids
 
 
 def _words(pid: int) -> str:

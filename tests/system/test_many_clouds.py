@@ -19,6 +19,7 @@ from conpaas.core.run import find
 from conpaas.core.states import NodeState
 from tests.fakes.load import Load
 from tests.fakes.stand import Stand, agents, is_running, manager, stand
+from tests.fakes.waiting import until
 from tests.system.test_kills import credits_are_exact
 
 pytestmark = [
@@ -99,15 +100,15 @@ def epoch(here: Stand, service: str) -> int:
 
 async def is_given_back(here: Stand, cloud: str) -> None:
     """Wait until nothing of ours is left on a cloud."""
-    for attempt in range(100):
+
+    def nothing_is_left() -> bool:
         try:
             here.nothing_is_left_on(cloud)
         except AssertionError:
-            if attempt == 99:
-                raise
-            await asyncio.sleep(0.1)
-        else:
-            return
+            return False
+        return True
+
+    await until(nothing_is_left)
 
 
 @pytest.mark.parametrize("roles", [{}, {"php": 2, "web": 1}], ids=["one node", "four nodes"])
