@@ -26,7 +26,7 @@ from tests.fakes.ec2_proxy import Proxy
 REGION = "us-east-1"
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 TOKEN = "IQoJb3JpZ2luX2VjEXAMPLETOKEN"
-PATIENT_S, SHORT_S = 8.0, 0.6
+PATIENT_S, SHORT_S = 30.0, 0.6
 """Deadlines: only what waits for one has a short one, however busy this computer is."""
 
 SECRETS = (SECRET, TOKEN)
