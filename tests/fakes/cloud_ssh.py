@@ -92,14 +92,16 @@ for laid in {faults}/"${{SSH_ORIGINAL_COMMAND##* }}".*; do
         break
     fi
 done
-if [ -p os-release ]; then rm os-release; cp os-release.good os-release; fi
+case $SSH_ORIGINAL_COMMAND in
+    *" lease" | *" check") if [ -p os-release ]; then cp os-release.good good.$$; mv good.$$ os-release; fi ;;
+esac
 case $fault in
     "lost answer") obey >/dev/null; kill -9 $PPID ;;
     "late answer") answer=$(obey); sleep {late_s}; echo "$answer" ;;
     hang) exec sleep 60 ;;
     garbage) echo "Welcome to Rubbish 1.0"; exit 0 ;;
     unreachable) kill -9 $PPID ;;
-    "never boots") rm os-release; mkfifo os-release; obey ;;
+    "never boots") rm os-release; mkfifo os-release; obey ;;  # a preparation stops there, until the next lease
     "no capacity") echo 'conpaas-answer {{"taken": true, "ours": false, "cores": 1, "memory": 1, "disk": 1}}' ;;
     "no disk")
         mkdir -p "$HOST/node"
