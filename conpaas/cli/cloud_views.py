@@ -75,7 +75,7 @@ def cloud_lines(account: CloudAccountView, schema: Mapping[str, Any], deployment
         "driver": account.driver,
         "state": _account_state(account),
         "default": "yes" if account.default else "",
-        "where": "in the director's settings file" if account.fixed else "",
+        "where": "in the director's own settings" if account.fixed else "",
         "instances": _of(account.instances, options.instances),
         "limit per user": options.user_instances,
         "deployment": deployment,

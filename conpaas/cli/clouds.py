@@ -15,7 +15,7 @@ from conpaas.cli.session import (
     yes_option,
 )
 from conpaas.core.cloud import VERBS
-from conpaas.core.errors import BadInputError, CloudRefusedError, NotFoundError
+from conpaas.core.errors import BadInputError, CloudRefusedError, ConflictError, NotFoundError
 from conpaas.core.messages.public import CloudForm, CloudOptions, CloudTypeView, Examination
 
 Words = tuple[str, ...]
@@ -164,6 +164,8 @@ async def add(
     'conpaas cloud types' lists the drivers, 'conpaas cloud add DRIVER NAME' without settings says which are missing.
     """
     kind = await _kind(session, driver)
+    if any(account.name == name for account in await session.conpaas.cloud_accounts()):
+        raise ConflictError(f"there is a cloud '{name}'", value=name, hint="choose another name")
     given = {**cloud_words.plain(settings, kind), **cloud_words.secret(secrets, kind)}
     given |= cloud_words.ask_for([key for key in kind.settings.get("required", ()) if key not in given], kind)
     form = CloudForm(

@@ -99,7 +99,7 @@ class CloudAccounts:
         held = await self._instances(name)
         if form.driver != account.plan.driver and held:
             raise ConflictError(
-                f"{held} instances are on '{name}': its driver cannot change", value=form.driver, hint="add another"
+                f"'{name}' is in use (instances: {held}): its driver stays", value=form.driver, hint="add another"
             )
         plan = self._checked(form, account.plan.settings)
         await self._keep(plan, "cloud-changed", actor)
@@ -118,7 +118,7 @@ class CloudAccounts:
             kept = await session.scalar(volumes.where(VolumeRow.cloud == name, VolumeRow.deleted.is_(None)))
             if held or kept:
                 raise ConflictError(
-                    f"{held} instances and {kept} volumes are on '{name}'",
+                    f"'{name}' is in use (instances: {held}, volumes: {kept})",
                     value=name,
                     hint="move or terminate their services first; disable the cloud meanwhile",
                 )
@@ -132,7 +132,7 @@ class CloudAccounts:
         account = self._clouds.account(name)
         if account.plan.fixed:
             raise ConflictError(
-                f"cloud '{name}' is named in the director's settings file", value=name, hint="change it there"
+                f"cloud '{name}' is part of the director's own settings", value=name, hint="change it there"
             )
         return account
 

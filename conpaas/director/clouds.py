@@ -56,7 +56,7 @@ class Plan:
     """Of the driver, not yet checked."""
     options: CloudOptions
     fixed: bool = False
-    """It is named in the director's settings file."""
+    """It is part of the director's own settings: their file, or the one that is there unless they say otherwise."""
 
 
 @dataclass

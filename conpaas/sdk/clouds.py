@@ -44,7 +44,7 @@ class CloudCalls(Caller):
         """Replace the settings and options of the cloud account `form.name`.
 
         Secrets that are left out, or are as `cloud_account` shows them, stay. Raises ConflictError for one that is
-        named in the director's settings file.
+        part of the director's own settings.
         """
         answer: CloudAccountView = await self._call(public.CHANGE_CLOUD, form, cloud=form.name)
         return answer

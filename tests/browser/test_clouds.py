@@ -129,12 +129,12 @@ async def test_a_cloud_is_tested_disabled_and_removed_where_it_is_listed(stage: 
     await north.get_by_role("button", name="disable").click()
     await expect(north).to_contain_text("disabled")
     await expect(north.locator(".ticks")).to_be_visible()  # the page was drawn anew around it
-    stage.api.fail["REMOVE_CLOUD"] = ConflictError("4 instances and 0 volumes are on 'north'", hint="move them first")
+    stage.api.fail["REMOVE_CLOUD"] = ConflictError("'north' is in use (instances: 4, volumes: 0)", hint="move them")
     await north.get_by_role("button", name="remove").click()
     dialog = page.get_by_role("dialog")
     await dialog.get_by_role("button", name="remove").click()
-    await expect(dialog.get_by_role("alert")).to_contain_text("4 instances and 0 volumes are on 'north'")
-    await expect(dialog.get_by_role("alert")).to_contain_text("move them first")
+    await expect(dialog.get_by_role("alert")).to_contain_text("'north' is in use (instances: 4, volumes: 0)")
+    await expect(dialog.get_by_role("alert")).to_contain_text("move them")
     del stage.api.fail["REMOVE_CLOUD"]
     await dialog.get_by_role("button", name="remove").click()
     await expect(north).to_have_count(0)
@@ -143,7 +143,7 @@ async def test_a_cloud_is_tested_disabled_and_removed_where_it_is_listed(stage: 
 async def test_a_cloud_of_the_settings_file_is_not_changed_here(stage: Stage) -> None:
     page = await stage.visit("/admin/clouds")
     local = page.locator("#cloud-local")
-    await expect(local).to_contain_text("named in the director's settings file")
+    await expect(local).to_contain_text("part of the director's own settings")
     assert await local.get_by_role("button").all_inner_texts() == ["test"]
 
 

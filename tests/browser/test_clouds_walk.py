@@ -33,7 +33,7 @@ async def test_an_administrator_adds_clouds_and_a_service_moves_to_one(
 async def add_simulated(page: Page) -> None:
     await page.goto("/admin")
     await page.get_by_role("link", name="manage clouds").click()
-    await expect(page.locator("#cloud-local")).to_contain_text("named in the director's settings file")
+    await expect(page.locator("#cloud-local")).to_contain_text("part of the director's own settings")
     await page.get_by_role("link", name="add a cloud").click()
     await page.get_by_role("link", name="Simulated cloud").click()
     form = page.locator("#cloud-form")
@@ -117,7 +117,7 @@ async def refuse_removal(page: Page) -> None:
     await page.locator("#cloud-spare").get_by_role("button", name="remove").click()
     dialog = page.get_by_role("dialog")
     await dialog.get_by_role("button", name="remove").click()
-    await expect(dialog.get_by_role("alert")).to_contain_text("2 instances and 0 volumes are on 'spare'")
+    await expect(dialog.get_by_role("alert")).to_contain_text("'spare' is in use (instances: 2, volumes: 0)")
     await dialog.get_by_role("button", name="Cancel").click()
     await page.locator("#cloud-clouds-of-cuckoo").get_by_role("button", name="remove").click()
     await page.get_by_role("dialog").get_by_role("button", name="remove").click()

@@ -150,12 +150,20 @@ def test_a_cloud_that_fails_its_test_is_not_added_unless_told_to(run: Run, api: 
     assert len(calls(api, "/admin/clouds")) == 1
 
 
+def test_nothing_is_asked_for_a_cloud_whose_name_is_taken(run: Run, api: FakeApi) -> None:
+    result = run("cloud", "add", "north", "north", "--set", "region=a", stdin="typed\n")
+
+    refused(result, "there is a cloud 'north'", "choose another name")
+    assert "secret_key" not in result.output
+    assert calls(api, "/admin/examine") == calls(api, "/admin/clouds") == []
+
+
 def test_secrets_come_from_a_prompt_a_file_or_standard_input(run: Run, api: FakeApi, tmp_path: Path) -> None:
     key = tmp_path / "key.pem"
     key.write_text("-----BEGIN\nabc\n-----END\n")
 
     run("cloud", "add", "north", "n2", "--set", "region=a", "--secret", f"secret_key=@{key}")
-    prompted = run("cloud", "add", "north", "n2", "--set", "region=a", stdin="typed\n")
+    prompted = run("cloud", "add", "north", "n3", "--set", "region=a", stdin="typed\n")
 
     assert [form.settings["secret_key"] for form in calls(api, "/admin/clouds")] == [key.read_text(), "typed"]
     assert "typed" not in prompted.output

@@ -398,9 +398,9 @@ async def test_an_account_with_instances_stays(rig: Rig) -> None:
     service = await started(rig)
     [node] = await ask(rig, service, cloud="mine")
 
-    with pytest.raises(ConflictError, match="1 instances and 0 volumes"):
+    with pytest.raises(ConflictError, match="instances: 1, volumes: 0"):
         await kept.remove("mine", "user:root")
-    with pytest.raises(ConflictError, match="its driver cannot change"):
+    with pytest.raises(ConflictError, match="its driver stays"):
         await kept.change("mine", amazon().model_copy(update={"name": "mine"}), "user:root")
 
     await rig.ledger.delete(node.id, "enough")
@@ -413,7 +413,7 @@ async def test_an_account_with_instances_stays(rig: Rig) -> None:
 async def test_accounts_of_the_settings_file_and_the_default_one_cannot_be_changed_here(rig: Rig) -> None:
     kept = rig.director.cloud_accounts
     for name in ("sim", "spare"):
-        with pytest.raises(ConflictError, match="settings file"):
+        with pytest.raises(ConflictError, match="own settings"):
             await kept.remove(name, "user:root")
     with pytest.raises(ConflictError, match="there is a cloud 'spare'"):
         await kept.add(public.CloudForm(name="spare", driver="sim"), "user:root")

@@ -304,7 +304,7 @@ class CloudAccountView(CloudForm):
     """A cloud account as administrators see it, its secrets as asterisks."""
 
     fixed: bool = False
-    """It is named in the director's settings file, and only changed there."""
+    """It is part of the director's own settings, and only changed there."""
     default: bool = False
     usable: bool = True
     reason: str = ""
