@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 PLUGINS = Path(__file__).parent / "fakes" / "plugins"
@@ -15,6 +16,10 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PLUGINS), os.enviro
 
 # Python 3.11 would make a loop that nobody closes when pytest-asyncio asks for the current one.
 asyncio.set_event_loop(None)
+
+# How long an example takes says how busy this computer is.
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("patient")
 
 _counter = itertools.count(1)
 

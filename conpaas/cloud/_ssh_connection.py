@@ -228,13 +228,14 @@ class Connections:
 
     async def _talk(self, process: _Process, line: bytes, payload: Path | None) -> tuple[bytes, bytes]:
         """Write our program, `line` and the payload to a command; return what it prints, and what it complains of."""
-        process.stdin.write(_PROGRAM + line)
-        if payload is not None:
-            with payload.open("rb") as file:
-                while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
-                    process.stdin.write(chunk)
-                    await process.stdin.drain()
-        process.stdin.write_eof()
+        with contextlib.suppress(BrokenPipeError):  # it ended before it read all: what it has printed says why
+            process.stdin.write(_PROGRAM + line)
+            if payload is not None:
+                with payload.open("rb") as file:
+                    while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
+                        process.stdin.write(chunk)
+                        await process.stdin.drain()
+            process.stdin.write_eof()
         said, complaint = await process.stdout.read(), await process.stderr.read()
         await process.wait_closed()
         return said, complaint

@@ -12,10 +12,11 @@ others. Started again by its supervisor, it only becomes the daemon again.
 """
 
 import asyncio
+import contextlib
 import os
 import sys
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -24,7 +25,7 @@ from pydantic import ValidationError
 from conpaas.core import _boot_machine as machine
 from conpaas.core import _boot_network as network
 from conpaas.core import _boot_sources as sources
-from conpaas.core import daemon, footprint, logs, plugins
+from conpaas.core import daemon, footprint, logs, plugins, run
 from conpaas.core._boot_sources import Found
 from conpaas.core._boot_stages import Stages
 from conpaas.core.clock import SYSTEM_CLOCK, Clock
@@ -38,9 +39,10 @@ KNOWN = Path("/run/conpaas/context")
 """Holds the path of the context while the machine is up: the next start only becomes the daemon again."""
 LOOK_S = 0.2
 COMPLAINED_S = 2.0
-METADATA_AFTER_S = 10.0
-"""A machine that does not say that it is one of a cloud with a metadata service asks for one all the same, later."""
-METADATA_PERIOD_S = 5.0
+METADATA_AFTER, METADATA_EVERY = 50, 25
+"""In looks, not in time: that a machine which is to be saved loads what it needs is not held against its disks. One
+that does not say that it is of a cloud with a metadata service asks for one all the same, later."""
+_VERSION_S = 60.0
 
 log = structlog.get_logger()
 
@@ -79,7 +81,7 @@ async def prepare(stages: Stages, *, clock: Clock = SYSTEM_CLOCK) -> Path:
     """
     machine.set_clock()
     await _grow(stages)
-    found, context = await find(stages, Look(clock), clock=clock)
+    found, context = await find(stages, Look(), clock=clock)
     machine.set_clock()
     machine.stir(context.token.get_secret_value().encode())
     stages.reached("CONTEXT", f"{found.where}: {context.kind} {context.instance}")
@@ -116,15 +118,8 @@ async def _grow(stages: Stages) -> None:
 class Look:
     """Looks at all places where a context may be, again and again."""
 
-    clock: Clock
-    _since: float = field(init=False)
-    _ask_at: float = field(init=False)
+    _vainly: int = 0
     _leasing: bool = False
-
-    def __post_init__(self) -> None:
-        """Begin to count the time."""
-        self._since = self.clock.monotonic()
-        self._ask_at = self._since + (0 if sources.is_ec2() else METADATA_AFTER_S)
 
     async def __call__(self) -> Found | None:
         """Return what is there now. Raises BadInputError, CommandFailedError, PeerError for what is, but is no use."""
@@ -133,10 +128,9 @@ class Look:
         for device, name in sources.labelled(sources.block_devices()).items():
             if name in sources.DISKS:
                 return await sources.read_disk(device, name)
-        if self.clock.monotonic() < self._ask_at:
-            return None
-        self._ask_at = self.clock.monotonic() + METADATA_PERIOD_S
-        return await self._metadata()
+        looks = self._vainly - (0 if sources.is_ec2() else METADATA_AFTER)
+        self._vainly += 1
+        return None if looks < 0 or looks % METADATA_EVERY else await self._metadata()
 
     async def _metadata(self) -> Found | None:
         if not self._leasing:
@@ -154,11 +148,14 @@ async def find(stages: Stages, look: Callable[[], Awaitable[Found | None]], *, c
             if found is not None:
                 return found, read(found.text, found.where)
             text, pause_s = "waiting", LOOK_S
-        except (BadInputError, CommandFailedError, PeerError) as exc:
+        except PeerError as exc:
+            text, pause_s = f"CONTEXT {_words(exc)}", LOOK_S
+        except (BadInputError, CommandFailedError) as exc:
             text, pause_s = f"CONTEXT {_words(exc)}", COMPLAINED_S
         if not said:
             await machine.load_drivers()
             preload()
+            await run_engines()
         if text not in said:
             stages.say(text)
             said.add(text)
@@ -183,6 +180,15 @@ def preload() -> None:
         for reference in (kind.planner, *kind.agents.values()):
             plugins.load(reference)
     footprint.loaded()
+
+
+async def run_engines() -> None:
+    """Have each engine say its version: a machine that is saved then has programs and libraries in memory."""
+    for kind in plugins.discover(PACKAGE, "SERVICE", ServiceType).values():
+        for engine in kind.engines:
+            for program in filter(None, map(run.find, engine.program.split("|"))):
+                with contextlib.suppress(CommandFailedError):  # who needs it will say so
+                    await run.run([str(program), "-v"], timeout_s=_VERSION_S, check=False)
 
 
 def _words(exc: Exception) -> str:

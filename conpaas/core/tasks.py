@@ -110,12 +110,16 @@ class Background:
 
     async def finish(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` to its end, even if the caller is cancelled meanwhile; its answer, or error, is the caller's."""
-        task = asyncio.create_task(work)
+        task = asyncio.create_task(work, name=getattr(work, "__qualname__", None))
         self._unnamed.add(task)
         task.add_done_callback(self._unnamed.discard)
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(self._finished)  # nobody else will hear of its error
+            raise
 
-    def _finished(self, task: asyncio.Task[None]) -> None:
+    def _finished(self, task: asyncio.Task[Any]) -> None:
         if self._tasks.get(task.get_name()) is task:
             del self._tasks[task.get_name()]
         if task.cancelled():

@@ -15,7 +15,7 @@ from conpaas.web import app as ui
 from tests.browser import demo
 from tests.browser.fake_api import FakeApi
 
-expect.set_options(timeout=10_000)
+expect.set_options(timeout=30_000)
 
 
 class FakeDirector(Process):
@@ -61,13 +61,21 @@ class Stage:
         await page.wait_for_url(f"{self.url}{path}")
         return page
 
+    async def silence(self) -> None:
+        """Wait until no page listens any more: whoever does so next is the one that is meant."""
+
+        async def nobody() -> bool | None:
+            return None if self.api.listeners else True
+
+        await tasks.wait_for(nobody, timeout_s=30, what="the end of all pages", clock=SYSTEM_CLOCK)
+
     async def listening(self) -> None:
         """Wait until a page listens to the API's events."""
 
         async def listener() -> bool | None:
             return True if self.api.listeners else None
 
-        await tasks.wait_for(listener, timeout_s=10, what="a page that listens", clock=SYSTEM_CLOCK)
+        await tasks.wait_for(listener, timeout_s=30, what="a page that listens", clock=SYSTEM_CLOCK)
 
 
 def watch(page: Page, troubles: list[str]) -> None:

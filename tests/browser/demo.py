@@ -28,7 +28,7 @@ CHROMIUM_ARGUMENTS = (
     "--disable-component-update",
     "--disable-sync",
 )
-END_TIMEOUT_S = 30.0
+END_TIMEOUT_S = 90.0
 
 
 @dataclass(frozen=True)

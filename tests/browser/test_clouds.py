@@ -11,7 +11,7 @@ from conpaas.core.messages import public
 from conpaas.core.messages.public import CloudView, FindingView, RoomView
 from tests.browser.conftest import Stage
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 
 
 def sent(stage: Stage, name: str) -> list[object]:

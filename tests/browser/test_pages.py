@@ -5,12 +5,14 @@ import re
 import pytest
 from playwright.async_api import Page, expect
 
+from conpaas.core import tasks
+from conpaas.core.clock import SYSTEM_CLOCK
 from conpaas.core.errors import ConflictError, NotAuthenticatedError, QuotaExceededError
 from conpaas.core.messages.public import Live
 from conpaas.core.states import OperationState, ServiceState
 from tests.browser.conftest import Stage
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 
 NASTY = """"><img src=x onerror=alert(1)><script>alert(2)</script>'&{{7*7}}"""
 PATHS = (
@@ -65,8 +67,11 @@ async def test_names_are_only_ever_text(stage: Stage) -> None:
         await page.goto(path)
         await expect(page.locator("main")).to_be_visible()
         assert await page.locator("img, main script").count() == 0, path
+    await page.goto("about:blank")
+    await stage.silence()
     await page.goto("/services/svc-2")
     await expect(page.locator("#service-name")).to_have_value(NASTY)
+    await stage.listening()
     api.publish(Live(kind="operation", operation=api.operations[2]))
     await expect(page.locator(".toast.bad")).to_contain_text("<script>")
     assert stage.troubles == []
@@ -195,6 +200,7 @@ async def test_the_keyboard_reaches_everything(stage: Stage) -> None:
     await page.keyboard.press("Escape")
     await expect(role).to_be_focused()
     await page.keyboard.press("Enter")
+    await expect(page.get_by_label("no. of instances")).to_be_focused()
     await page.keyboard.type("+1")
     await page.keyboard.press("Enter")
     await expect(page.get_by_role("button", name="submit")).to_be_focused()
@@ -253,7 +259,11 @@ async def test_the_log_is_followed(stage: Stage) -> None:
     await expect(page.locator("#log-text")).to_contain_text("stage=59 nodes=3")
     await expect(page.locator("#log-text")).to_contain_text("08:02:11.959 info    enrolled")
     bottom = "e => e.scrollTop + e.clientHeight >= e.scrollHeight - 2"
-    assert await page.locator("#log-text").evaluate(bottom)
+
+    async def at_the_bottom() -> bool | None:
+        return True if await page.locator("#log-text").evaluate(bottom) else None
+
+    await tasks.wait_for(at_the_bottom, timeout_s=30, what="the end of the log", clock=SYSTEM_CLOCK)
 
 
 async def test_the_charts_show_the_service_and_each_node(stage: Stage) -> None:

@@ -9,7 +9,7 @@ from yarl import URL
 from conpaas.web import visits
 from tests.browser.fake_api import TOKEN, FakeApi
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 
 
 async def log_in(client: aiohttp.ClientSession, url: str, **more: str) -> aiohttp.ClientResponse:

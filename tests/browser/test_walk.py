@@ -17,7 +17,7 @@ from tests.browser.conftest import watch
 
 pytestmark = [pytest.mark.browser, pytest.mark.system, pytest.mark.timeout(300)]
 
-SLOW_MS = 60_000  # what waits for instances, on a machine that is busy with other tests
+SLOW_MS = 120_000  # what waits for instances, on a machine that is busy with other tests
 CREDITS = "#credits"
 
 
@@ -46,7 +46,7 @@ async def page_says(url: str, words: str) -> None:
     async def said() -> bool | None:
         return True if words in await fetch(url) else None
 
-    await tasks.wait_for(said, timeout_s=30, what=f"a page that says {words!r}", clock=SYSTEM_CLOCK)
+    await tasks.wait_for(said, timeout_s=60, what=f"a page that says {words!r}", clock=SYSTEM_CLOCK)
 
 
 async def log_in(browser: Browser, url: str, troubles: list[str]) -> Page:
@@ -93,7 +93,9 @@ async def create(page: Page) -> None:
     await expect(page.get_by_role("link", name="back to Dashboard")).to_be_visible()  # S64
     await expect(page.locator(CREDITS)).to_have_text("9998", timeout=SLOW_MS)
     await expect(page.locator("#instances-title")).to_have_text("1 instance running on Local")  # S67
-    await expect(page.locator("#service-state")).to_contain_text("Initialized – init a few moments ago")  # S65
+    await expect(page.locator("#service-state")).to_contain_text(
+        re.compile(r"Initialized\s+–\s+init\s+(a few moments|\d minutes?)\s+ago")
+    )  # S65
     await expect(page.get_by_role("button", name="start", exact=True)).to_be_visible()  # S33
     await expect(page.get_by_role("button", name="terminate", exact=True)).to_be_visible()
     await expect(page.get_by_role("button", name="stop", exact=True)).to_have_count(0)

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from aiohttp import ClientSession, web
 from libcloud.pricing import get_pricing
@@ -24,6 +24,7 @@ from conpaas.cloud import libcloud
 from conpaas.core.clock import SYSTEM_CLOCK
 from conpaas.core.cloud import Cloud, CloudContext
 from tests.fakes import ec2_moto
+from tests.fakes._libcloud_deadline import PATIENT_S, hurried
 from tests.fakes.clouds import Fault
 
 SECRET = "wJalrXUtnFEMI-libcloud"
@@ -73,6 +74,7 @@ class Ec2Harness:
         self._faults: defaultdict[str, deque[Fault]] = defaultdict(deque)
         self._foreign: set[str] = set()
         self._closing = asyncio.Event()
+        self._turn = asyncio.Lock()
         self.client_tokens: list[str] = []
         self.image = ""
         self.url = ""
@@ -83,7 +85,7 @@ class Ec2Harness:
             deployment=deployment,
             directory=self._directory,
             clock=SYSTEM_CLOCK,
-            deadline_s=1.0,
+            deadline_s=PATIENT_S,
         )
         words: dict[str, Any] = {
             "provider": "ec2",
@@ -126,9 +128,13 @@ class Ec2Harness:
 
     async def ask(self, **params: str) -> str:
         """Ask moto itself."""
-        async with self._session.get(f"{self._moto}/?{urlencode(params)}", headers=self._headers) as answer:
-            text: str = await answer.text()
-            return text
+        return (await self._pass(params, self._headers))[1]
+
+    async def _pass(self, params: Mapping[str, str], headers: Mapping[str, str]) -> tuple[int, str]:
+        """Return moto's answer. One at a time: its threads walk through what another one of them changes."""
+        url = f"{self._moto}/?{urlencode(params)}"
+        async with self._turn, self._session.get(url, headers=headers) as answer:
+            return answer.status, await answer.text()
 
     async def _instances(self, *states: str) -> set[str]:
         wanted = {f"Filter.1.Value.{number}": state for number, state in enumerate(states, 1)}
@@ -157,8 +163,7 @@ class Ec2Harness:
         if params["Action"] == "DetachVolume":
             params |= await self._attachment(params["VolumeId"])
         headers = self._headers | {"Authorization": request.headers["Authorization"]}
-        async with self._session.get(f"{self._moto}/?{urlencode(params)}", headers=headers) as answer:
-            status, text = answer.status, await answer.text()
+        status, text = await self._pass(params, headers)
         if fault is Fault.LATE:
             await self._closing.wait()
         if fault in {Fault.LATE, Fault.LOST_ANSWER}:
@@ -169,12 +174,20 @@ class Ec2Harness:
         return web.Response(text=text, status=status, content_type="text/xml")
 
     def _next(self, params: Mapping[str, str]) -> Fault | None:
+        faults = self._faults_of(params)
+        return faults.popleft() if faults else None
+
+    def is_slow(self, _method: str, url: str) -> bool:
+        """Tell whether such a request would meet now what only a deadline ends."""
+        faults = self._faults_of(dict(parse_qsl(urlsplit(url).query)))
+        return bool(faults and faults[0] in {Fault.HANG, Fault.LATE})
+
+    def _faults_of(self, params: Mapping[str, str]) -> deque[Fault]:
+        """Return the faults that such requests are to meet."""
         names = [value for name, value in params.items() if name.startswith("Filter.") and name.endswith(".Name")]
         reads = {"DescribeInstances": ("describe" if "instance-id" in names else "list",)}
-        for verb in {**_VERBS, **reads}.get(params["Action"], ()):
-            if self._faults[verb]:
-                return self._faults[verb].popleft()
-        return None
+        verbs = {**_VERBS, **reads}.get(params["Action"], ())
+        return next((self._faults[verb] for verb in verbs if self._faults[verb]), deque())
 
     async def _is_full(self) -> bool:
         used = await self._instances("pending", "running", "stopped") - self._foreign
@@ -215,7 +228,8 @@ async def harness(directory: Path) -> AsyncIterator[Ec2Harness]:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         account.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         try:
-            yield account
+            with hurried(account.url, account.is_slow):
+                yield account
         finally:
             account.close()
-            await asyncio.wait_for(runner.cleanup(), 5)
+            await asyncio.wait_for(runner.cleanup(), 30)

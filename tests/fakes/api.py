@@ -424,12 +424,12 @@ def serving_in_thread(api: FakeApi) -> Iterator[FakeApi]:
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(45)
     try:
         yield api
     finally:
         loops[0].call_soon_threadsafe(over.set)
-        thread.join(10)
+        thread.join(45)
 
 
 def _version(name: str, *, active: bool = False) -> CodeVersionView:

@@ -8,8 +8,9 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -27,7 +28,7 @@ REGION = "us-east-1"
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 TOKEN = "IQoJb3JpZ2luX2VjEXAMPLETOKEN"
 PATIENT_S, SHORT_S = 30.0, 0.6
-"""Deadlines: only what waits for one has a short one, however busy this computer is."""
+"""Deadlines: only the call that waits for one has a short one, however busy this computer is."""
 
 SECRETS = (SECRET, TOKEN)
 WORDS: Mapping[Fault, str] = MappingProxyType({fault: error.message for fault, error in ec2_errors.BY_FAULT.items()})
@@ -54,6 +55,10 @@ FAULTS: Mapping[str, frozenset[Fault]] = MappingProxyType(
 )
 
 
+_ACTION: ContextVar[str] = ContextVar("action", default="")
+"""What the driver is calling."""
+
+
 class Context:
     """A `CloudContext` whose deadline depends on what a call is going to meet."""
 
@@ -63,7 +68,16 @@ class Context:
 
     @property
     def deadline_s(self) -> float:
-        return SHORT_S if self._proxy.slow else PATIENT_S
+        return SHORT_S if self._proxy.is_slow(_ACTION.get()) else PATIENT_S
+
+
+async def _named(call: Callable[..., Awaitable[Any]], operation: str, *words: Any, **parameters: Any) -> Any:
+    """Make a call of the driver's client, and let its deadline know which one."""
+    before = _ACTION.set(operation.title().replace("_", ""))
+    try:
+        return await call(operation, *words, **parameters)
+    finally:
+        _ACTION.reset(before)
 
 
 @dataclass(frozen=True)
@@ -110,7 +124,10 @@ class Ec2Harness:
 
     def open(self, deployment: str = "dep-ours", *, clock: Clock = SYSTEM_CLOCK, **words: Any) -> Any:
         context = Context(self._directory, deployment, clock, self.proxy)
-        return ec2.CLOUD.open(self.settings(**words), cast("CloudContext", context))
+        cloud: Any = ec2.CLOUD.open(self.settings(**words), cast("CloudContext", context))
+        for client in filter(None, (cloud._ec2, cloud._pricing, cloud._quotas)):
+            client.call = partial(_named, client.call)
+        return cloud
 
     async def fail(self, verb: str, fault: Fault, times: int = 1) -> None:
         self.proxy.fail(verb, fault, times)

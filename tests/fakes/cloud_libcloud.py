@@ -13,6 +13,7 @@ from conpaas.cloud import libcloud
 from conpaas.core.clock import SYSTEM_CLOCK
 from conpaas.core.cloud import Cloud, CloudContext
 from tests.fakes import openstack_server as server
+from tests.fakes._libcloud_deadline import PATIENT_S, hurried
 from tests.fakes.clouds import Fault
 
 _ANY = frozenset(
@@ -79,7 +80,7 @@ class OpenStackHarness:
         )
         self._foreign: set[str] = set()
 
-    def open(self, deployment: str = "dep-ours", deadline_s: float = 1.0) -> Cloud:
+    def open(self, deployment: str = "dep-ours", deadline_s: float = PATIENT_S) -> Cloud:
         context = CloudContext(
             name="stack",
             deployment=deployment,
@@ -132,7 +133,8 @@ async def harness(directory: Path, **settings: Any) -> AsyncIterator[OpenStackHa
     openstack = server.OpenStack(OpenStackHarness.quota)
     runner = await openstack.start()
     try:
-        yield OpenStackHarness(directory, openstack, **settings)
+        with hurried(openstack.url, openstack.is_slow):
+            yield OpenStackHarness(directory, openstack, **settings)
     finally:
         openstack.close()
-        await asyncio.wait_for(runner.cleanup(), 5)
+        await asyncio.wait_for(runner.cleanup(), 30)

@@ -6,13 +6,12 @@ It boots in some 0.2 s, says so on its serial port, and lets go of disks as an o
 import asyncio
 import json
 import os
-import shutil
 import signal
 import struct
 import subprocess
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,17 @@ from unittest import mock
 
 from conpaas.cloud import _local_machine as machine
 from conpaas.cloud import _qemu_machine, qemu
+from conpaas.cloud._qemu_driver import QemuCloud
 from conpaas.core import files
 from conpaas.core.clock import SYSTEM_CLOCK
-from conpaas.core.cloud import Cloud, CloudContext
+from conpaas.core.cloud import Cloud, CloudContext, VmState
+from conpaas.core.tasks import wait_for
 from tests.fakes.clouds import Fault, request
 
 HELLO = b"TINY"
+DEADLINE_S = 30.0
+IMPATIENT_S = 2.0
+"""The deadline of a call to machines that are frozen."""
 FAULTS = {
     "create": frozenset({Fault.NO_DISK, Fault.NO_CAPACITY, Fault.UNKNOWN_IMAGE, Fault.NEVER_BOOTS}),
     "create_volume": frozenset({Fault.NO_DISK}),
@@ -85,11 +89,10 @@ def make_disk(path: Path, sector: bytes) -> None:
     raw.unlink()
 
 
-def make_image(directory: Path, **manifest: Any) -> Path:
-    """Write an image whose machine is the boot sector; return its folder."""
+def make_image(directory: Path, sector: bytes | None = None, **manifest: Any) -> Path:
+    """Write an image whose machine is one sector, the boot sector unless told otherwise; return its folder."""
     directory.mkdir(parents=True)
-    make_disk(directory / "base.qcow2", boot_sector())
-    make_disk(directory / "deaf.qcow2", HALT)
+    make_disk(directory / "base.qcow2", boot_sector() if sector is None else sector)
     words = {"name": "tiny", "hash": "0" * 64, "booted": HELLO.decode()} | manifest
     (directory / "image.json").write_text(json.dumps(words))
     return directory
@@ -101,7 +104,7 @@ class QemuHarness:
     quota = 4
 
     def __init__(self, directory: Path, **settings: Any) -> None:
-        self.directory = directory / "cloud"
+        self.directory, self._images = directory / "cloud", directory / "images"
         self.image = settings.get("image") or make_image(directory / "image")
         defaults = {
             "image": self.image,
@@ -118,28 +121,29 @@ class QemuHarness:
 
     def open(self, deployment: str = "dep-ours") -> Cloud:
         context = CloudContext(
-            name="qemu", deployment=deployment, directory=self.directory, clock=SYSTEM_CLOCK, deadline_s=1.0
+            name="qemu", deployment=deployment, directory=self.directory, clock=SYSTEM_CLOCK, deadline_s=DEADLINE_S
         )
         self._deployments.add(deployment)
         driver = qemu.CLOUD.open(self.settings, context)
+        assert isinstance(driver, QemuCloud)
         for verb in FAULTS:
-            setattr(driver, verb, partial(self._call, verb, getattr(driver, verb)))
+            setattr(driver, verb, partial(self._call, driver, verb, getattr(driver, verb)))
         return driver
 
     async def fail(self, verb: str, fault: Fault, times: int = 1) -> None:
         self._faults.setdefault(verb, deque()).extend([fault] * times)
 
-    async def _call(self, verb: str, act: Callable[..., Awaitable[Any]], *words: Any) -> Any:
+    async def _call(self, driver: QemuCloud, verb: str, act: Callable[..., Awaitable[Any]], *words: Any) -> Any:
         """Call the driver, on a bad day if it is one."""
         queue = self._faults.get(verb)
         fault = queue.popleft() if queue else None
         with ExitStack() as day:
             if fault is not None:
-                day.enter_context(self._bad_day(fault))
+                day.enter_context(self._bad_day(driver, fault))
             return await act(*words)
 
     @contextmanager
-    def _bad_day(self, fault: Fault) -> Iterator[None]:
+    def _bad_day(self, driver: QemuCloud, fault: Fault) -> Iterator[None]:
         match fault:
             case Fault.NO_DISK:
                 with mock.patch.object(files, "free_bytes", return_value=1000):
@@ -147,26 +151,28 @@ class QemuHarness:
             case Fault.NO_CAPACITY:
                 with mock.patch.object(_qemu_machine, "available_memory", return_value=1000):
                     yield
-            case Fault.UNKNOWN_IMAGE | Fault.NEVER_BOOTS:
-                good, away = self.image / "base.qcow2", self.image / "away.qcow2"
-                good.rename(away)
-                if fault is Fault.NEVER_BOOTS:
-                    shutil.copy(self.image / "deaf.qcow2", good)
-                try:
+            case Fault.UNKNOWN_IMAGE | Fault.NEVER_BOOTS:  # the image itself stays: machines that start may read it
+                image = self._deaf_image() if fault is Fault.NEVER_BOOTS else self._images / "none"
+                with mock.patch.object(driver, "_settings", self.settings.model_copy(update={"image": image})):
                     yield
-                finally:
-                    away.rename(good)
             case Fault.HANG:
                 frozen = [self.process(path.stem).pid for path in self._records("pid")]
                 for pid in frozen:
                     os.kill(pid, signal.SIGSTOP)
                 try:
-                    yield
+                    with mock.patch.object(driver._volumes, "_deadline_s", IMPATIENT_S):
+                        yield
                 finally:
                     for pid in frozen:
-                        os.kill(pid, signal.SIGCONT)
+                        with suppress(ProcessLookupError):
+                            os.kill(pid, signal.SIGCONT)
             case _:
                 raise NotImplementedError(fault)
+
+    def _deaf_image(self) -> Path:
+        """Return an image whose machine says nothing and hears nothing."""
+        folder = self._images / "deaf"
+        return folder if folder.exists() else make_image(folder, HALT)
 
     def _records(self, suffix: str) -> list[Path]:
         return sorted((self.directory / ".records").glob(f"*.{suffix}"))
@@ -181,6 +187,11 @@ class QemuHarness:
     async def make_foreign(self) -> str:
         driver = self.open("dep-theirs")
         vm = await driver.create(request("i-theirs"))
+
+        async def runs() -> bool | None:
+            return (await driver.describe(vm.id)).state is VmState.RUNNING or None
+
+        await wait_for(runs, timeout_s=40, what=f"{vm.id} runs", clock=SYSTEM_CLOCK)
         await driver.close()
         self._foreign.append(vm.id)
         return vm.id

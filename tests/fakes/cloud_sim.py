@@ -75,7 +75,7 @@ class SimHarness:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._settings = sim.SimSettings(quota=self.quota, call_s=0.002, lag_s=5)
+        self._settings = sim.SimSettings(quota=self.quota, call_s=0.002, lag_s=100)
         self.account = sim.account(self._context("dep-ours"), self._settings)
         self._foreign: set[str] = set()
 

@@ -27,7 +27,7 @@ import pytest
 from conpaas.cloud import _ssh_host, ssh
 from conpaas.cloud._ssh_connection import Connections
 from conpaas.cloud._ssh_driver import SshCloud
-from conpaas.core import run
+from conpaas.core import files, run
 from conpaas.core.clock import SYSTEM_CLOCK
 from conpaas.core.cloud import Cloud, CloudContext
 from tests.fakes import _ssh_python
@@ -40,7 +40,8 @@ HOST_VERBS = {"create": "lease", "describe": "look", "list": "look", "quota": "l
 _HOST = frozenset({Fault.LOST_ANSWER, Fault.LATE, Fault.HANG, Fault.GARBAGE, Fault.UNREACHABLE})
 """What can go wrong with one host."""
 _SILENT = {Fault.LATE.value, Fault.HANG.value}
-IMPATIENT_S = 0.5
+PATIENT_S, IMPATIENT_S = 40.0, 3.0
+"""Deadlines of a call: of one that meets what only a deadline ends, the host must have begun with it by then."""
 FAULTS: Mapping[str, frozenset[Fault]] = MappingProxyType(
     {
         "create": _HOST | {Fault.NO_CAPACITY, Fault.CREDENTIALS, Fault.NEVER_BOOTS, Fault.NO_DISK},
@@ -98,11 +99,13 @@ esac
 case $fault in
     "lost answer") obey >/dev/null; kill -9 $PPID ;;
     "late answer") answer=$(obey); sleep {late_s}; echo "$answer" ;;
-    hang) exec sleep 60 ;;
-    garbage) echo "Welcome to Rubbish 1.0"; exit 0 ;;
-    unreachable) kill -9 $PPID ;;
+    hang) exec sleep 1000 ;;
+    garbage) head -c 1 >/dev/null; echo "Welcome to Rubbish 1.0"; exit 0 ;;
+    unreachable) head -c 1 >/dev/null; kill -9 $PPID ;;  # not before the client knows that it has begun
     "never boots") rm os-release; mkfifo os-release; obey ;;  # a preparation stops there, until the next lease
-    "no capacity") echo 'conpaas-answer {{"taken": true, "ours": false, "cores": 1, "memory": 1, "disk": 1}}' ;;
+    "no capacity")
+        head -c 1 >/dev/null
+        echo 'conpaas-answer {{"taken": true, "ours": false, "cores": 1, "memory": 1, "disk": 1}}' ;;
     "no disk")
         mkdir -p "$HOST/node"
         unshare {user_namespace} sh -c 'mount -t tmpfs -o size=4k none "$HOST/node"
@@ -251,9 +254,13 @@ class SshServer:
         """Return the processes of this host's instance: whatever runs below its folder."""
         return _below(self.node)
 
+    def running(self, program: str) -> list[int]:
+        """Return those processes of this host's instance that run a program."""
+        return [pid for pid in self.processes() if f" {program}\0" in _words(pid)]
+
     def is_dead(self) -> bool:
         """Kill the instance, also what a preparation under way has just started; tell whether nothing was left."""
-        return _killed(self.processes())
+        return _killed(self.processes()) and not _ssh_host._is_locked(self.node / "supervisor")
 
     def is_over(self) -> bool:
         """Kill all of the host, also who has yet to begin with the instance; tell whether nothing was left."""
@@ -273,15 +280,16 @@ class SshHarness:
         self.directory = directory
         self._faults = directory / "faults"
         self._faults.mkdir()
-        self.deadline_s = float(settings.pop("deadline_s", 2.5))
+        self.deadline_s = PATIENT_S
         self._authorize()
+        self._under_way: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
         self._full: Counter[str] = Counter()
         count = settings.pop("count", self.quota)
         folders = [directory / f"host-{number}" for number in range(count)]
         self._python = 0
         python = "" if settings.pop("own_pythons", False) else self._start_python()
-        self.hosts = [SshServer(folder, self._faults, self.deadline_s, python) for folder in folders]
+        self.hosts = [SshServer(folder, self._faults, 2 * IMPATIENT_S, python) for folder in folders]
         self._settings = settings
         self._foreign: list[str] = []
         self._drivers = 0
@@ -309,7 +317,7 @@ class SshHarness:
             self._python = 0
 
     def _authorize(self) -> None:
-        (self.directory / "authorized_keys").write_bytes(_KEY.export_public_key())
+        _put(self.directory / "authorized_keys", _KEY.export_public_key().decode())
 
     def settings(self, **changes: Any) -> ssh.SshSettings:
         words = {
@@ -319,6 +327,7 @@ class SshHarness:
             "systemd": "no",
             "disk_mib": 0,
             "memory_mib": 1,
+            "connect_s": PATIENT_S,
             "command": SLEEPER,
         }
         return ssh.SshSettings.model_validate({**words, **self._settings, **changes})
@@ -344,9 +353,13 @@ class SshHarness:
         call = connections.call
 
         async def made(host: ssh.SshHost, verb: str, **words: Any) -> Any:
-            laid = {path.read_text() for path in self._faults.glob(f"{verb}.*")}
+            laid = {_text(path) for path in self._faults.glob(f"{verb}.*")}
             connections._deadline_s = min(self.deadline_s, IMPATIENT_S) if laid & _SILENT else self.deadline_s
-            return await call(host, verb, **words)
+            self._under_way[verb] += 1
+            try:
+                return await call(host, verb, **words)
+            finally:
+                self._under_way[verb] -= 1
 
         return made
 
@@ -367,10 +380,11 @@ class SshHarness:
                 try:
                     return await call(*words)
                 finally:
-                    if before and self._laid(verb) == before:  # it ended before it came to what it was to meet
+                    meets = self._under_way[HOST_VERBS.get(verb, verb)]  # also when it was cancelled
+                    if before and not meets and self._laid(verb) == before:  # it ended before it came to it
                         before[0].unlink(missing_ok=True)
             self._refused[verb] -= 1
-            (self.directory / "authorized_keys").write_text("")
+            _put(self.directory / "authorized_keys", "")
             for host in self.hosts:
                 host.drop_sessions()
             try:
@@ -396,7 +410,7 @@ class SshHarness:
 
     def _lay(self, verb: str, fault: Fault, times: int) -> None:
         for _ in range(times):
-            (self._faults / f"{HOST_VERBS.get(verb, verb)}.{random.getrandbits(64)}").write_text(fault.value)
+            _put(self._faults / f"{HOST_VERBS.get(verb, verb)}.{random.getrandbits(64)}", fault.value)
 
     def host(self, vm: str) -> SshServer:
         """Return the host that carries an instance, anybody's."""
@@ -439,6 +453,19 @@ def _free_place() -> tuple[str, int]:
     with socket.socket() as probe:
         probe.bind((address, 0))
         return address, probe.getsockname()[1]
+
+
+def _put(path: Path, text: str) -> None:
+    """Write a file that others may be reading, or taking away."""
+    files.write_atomically(path, text, durable=False)
+
+
+def _text(path: Path) -> str:
+    """Return what a file says; nothing if it was taken away."""
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
 
 
 def _all_processes() -> list[int]:

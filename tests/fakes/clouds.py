@@ -56,7 +56,11 @@ class Harness(Protocol):
     """How many instances the account has room for; at least 3, at most 10."""
 
     def open(self, deployment: str = "dep-ours") -> Cloud:
-        """Make another driver for the same account; its deadline is a second or less."""
+        """Make another driver for the same account.
+
+        The deadline of a call that meets what only a deadline ends is a second or less, that of others long enough for
+        a busy computer.
+        """
 
     async def fail(self, verb: str, fault: Fault, times: int = 1) -> None:
         """Let the next `times` calls of `verb` meet `fault`; calls of other verbs meet it or not, as is easier."""

@@ -146,7 +146,7 @@ async def stream(*pieces: bytes) -> AsyncIterator[bytes]:
 
 async def git(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None, check: bool = True) -> run.Completed:
     argv = ["git", *arguments]
-    return await run.run(argv, timeout_s=30, cwd=cwd, env={**GIT_ENVIRONMENT, **(env or {})}, check=check)
+    return await run.run(argv, timeout_s=50, cwd=cwd, env={**GIT_ENVIRONMENT, **(env or {})}, check=check)
 
 
 async def make_repository(path: Path, contents: Mapping[str, str], *, branch: str = "main") -> str:

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from conpaas.agent.app import Agent
 from conpaas.core import keymaker, rpc, tls
-from conpaas.core.clock import SYSTEM_CLOCK
+from conpaas.core.clock import SystemClock
 from conpaas.core.errors import PeerError, StaleGenerationError
 from conpaas.core.identity import Identity, server_context
 from conpaas.core.member import authenticator
@@ -33,15 +33,32 @@ from conpaas.manager.app import Manager
 
 KEYS = keymaker  # while it is loaded, agents and managers of this process make their keys by themselves
 QUICK = Timings(
-    node_boot_timeout_s=2.0,
+    node_boot_timeout_s=60.0,
     boot_poll_s=0.02,
     health_period_s=0.1,
-    node_silent_s=0.6,
+    node_silent_s=45.0,
     metrics_period_s=0.2,
     drain_s=0.2,
     retry_delays_s=(0.1, 0.2, 0.5),
-    script_timeout_s=2.0,
+    script_timeout_s=45.0,
 )
+"""Short periods, and long deadlines: what a test wants to be too late, it makes late by `FakeDirector.clock`."""
+
+
+class Ahead(SystemClock):
+    """The system's clock, put forward by hand: sleeping takes its time, deadlines come when the test says so."""
+
+    def __init__(self) -> None:
+        self._by_s = 0.0
+
+    def now(self) -> datetime:
+        return super().now() + timedelta(seconds=self._by_s)
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self._by_s
+
+    def advance(self, seconds: float) -> None:
+        self._by_s += seconds
 
 
 class FakeDirector(Process):
@@ -71,6 +88,8 @@ class FakeDirector(Process):
         """So many of the next requests for instances take effect, but their answers are lost."""
         self.silent: set[str] = set()
         """Instances that exist for their cloud although their agents do not answer."""
+        self.clock = Ahead()
+        """The managers' clock."""
         self._numbers = itertools.count(1)
         self.agents: dict[str, tuple[Agent, asyncio.Task[None]]] = {}
         self.service_type = service_type
@@ -108,7 +127,7 @@ class FakeDirector(Process):
         started = {ServiceState.INIT: ServiceState.PROLOGUE, ServiceState.STOPPED: ServiceState.PROLOGUE}
         self.state = started.get(self.state, self.state) if self.wanted.running else ServiceState.EPILOGUE
 
-    async def until(self, check: Callable[[], object], timeout_s: float = 15.0) -> None:
+    async def until(self, check: Callable[[], object], timeout_s: float = 45.0) -> None:
         """Wait until `check` holds."""
         try:
             async with asyncio.timeout(timeout_s):
@@ -121,6 +140,16 @@ class FakeDirector(Process):
         await self.until(
             lambda: self.state is state and self.reports and self.reports[-1].generation == self.generation
         )
+
+    async def give_up_one(self) -> None:
+        """Let the boot time-out pass, as soon as nothing boots any more but instances that never will."""
+        given_up = sum(gone.failed for gone in self.deleted.values())
+        await self.until(lambda: (booting := self._booting()) and not booting & self.agents.keys())
+        self.clock.advance(self.boot_timeout_s)
+        await self.until(lambda: sum(gone.failed for gone in self.deleted.values()) > given_up)
+
+    def _booting(self) -> set[str]:
+        return {node.id for node in self.nodes.values() if node.state is NodeState.BOOTING}
 
     def serving_nodes(self) -> list[NodeView]:
         return [node for node in self.nodes.values() if node.state is NodeState.SERVING]
@@ -147,7 +176,7 @@ class FakeDirector(Process):
         """Start a manager at the current epoch, in a folder that a second start finds again."""
         folder = self.directory / f"manager-{self.epoch}"
         folder.mkdir(exist_ok=True)
-        manager = Manager(self.context("manager", f"m-{self.epoch}", self._address()), folder)
+        manager = Manager(self.context("manager", f"m-{self.epoch}", self._address()), folder, clock=self.clock)
         self.manager = (manager, asyncio.create_task(manager.run(signals=False)))
         self._managers.append(self.manager)
         return manager
@@ -239,7 +268,7 @@ class FakeDirector(Process):
 
     async def _make(self, cloud: str) -> str:
         node = f"i-{next(self._numbers)}"
-        now = SYSTEM_CLOCK.now()
+        now = self.clock.now()
         view = NodeView(
             id=node,
             kind="agent",

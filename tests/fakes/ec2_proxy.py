@@ -40,6 +40,8 @@ class Proxy:
         self.on_end: Callable[[str], None] | None = None
         self.answers: dict[str, deque[AmazonError | str]] = defaultdict(deque)
         """By action, what the next calls are answered with instead: an error, or a text."""
+        self.held: dict[str, asyncio.Event] = {}
+        """By action, what the next calls wait for before they are obeyed."""
         self.made: list[str] = []
         """Ids of all instances and volumes, in the order in which they were made."""
         self.living: set[str] = set()
@@ -47,6 +49,7 @@ class Proxy:
         self._hidden: list[tuple[str, set[str]]] = []
         self._tokens: dict[str, tuple[Form, bytes]] = {}
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._turn = asyncio.Lock()
         self._closing = asyncio.Event()
         self._session: aiohttp.ClientSession
         self._runner: web.AppRunner
@@ -74,10 +77,15 @@ class Proxy:
         elif fault is not Fault.NEVER_BOOTS:  # nothing ever runs at moto
             self._faults[verb].extend([fault] * times)
 
-    @property
-    def slow(self) -> bool:
-        """Tell whether a call is still to meet what only a deadline ends."""
-        return any(fault in (Fault.HANG, Fault.LATE) for faults in self._faults.values() for fault in faults)
+    def is_slow(self, action: str) -> bool:
+        """Tell whether a call of an action may be the next to meet what only a deadline ends."""
+        verbs, begins = {_VERBS.get(action), *_LOOKS.get(action, ())}, _BEGINS.get(action, ())
+        return any(
+            verb in verbs or (verb in begins and _is_met_first(verb, fault))
+            for verb, faults in self._faults.items()
+            for fault in faults
+            if fault in _SLOW
+        )
 
     async def ask(self, action: str, **parameters: str) -> ET.Element:
         """Make a call that no fault meets; return the answer without its namespaces."""
@@ -94,6 +102,8 @@ class Proxy:
         verb = verb_of(action, form)
         fault = None if form.get("DryRun") == "true" else self._fault(action, verb)
         is_json = "X-Amz-Target" in request.headers
+        if action in self.held:
+            await self.held[action].wait()
         if self.answers[action]:
             answer = self.answers[action].popleft()
             return web.Response(text=answer) if isinstance(answer, str) else answer.json() if is_json else answer.xml()
@@ -120,7 +130,7 @@ class Proxy:
             return self._faults[verb].popleft()
         for later in _BEGINS.get(action, ()):
             faults = self._faults[later]
-            if faults and (later == "examine" or faults[0] is Fault.HANG):
+            if faults and _is_met_first(later, faults[0]):
                 first = "DescribeImages" if faults[0] is Fault.UNKNOWN_IMAGE else "DescribeAvailabilityZones"
                 if later != "examine" or action == first:
                     return faults.popleft()
@@ -157,7 +167,8 @@ class Proxy:
             "x-moto-account-id": self.account,
         }
         data = urlencode(form).encode() if body is None else body
-        async with self._session.post("/", data=data, headers=own | dict(headers or {})) as response:
+        # One at a time: moto's threads walk through what another one of them changes.
+        async with self._turn, self._session.post("/", data=data, headers=own | dict(headers or {})) as response:
             return response.status, response.headers.get("Content-Type", ""), await response.read()
 
     async def _once(self, action: str, form: Form, *, hide: bool) -> web.Response:
@@ -239,6 +250,13 @@ _VERBS = {
     "DeleteVolume": "delete_volume",
 }
 
+_SLOW = (Fault.HANG, Fault.LATE)
+
+_LOOKS = {
+    "DescribeInstances": ("describe", "lookup", "list"),
+    "DescribeVolumes": ("describe_volume", "lookup_volume", "list_volumes"),
+}
+
 _BEGINS = {
     "DescribeInstances": ("create", "delete", "console"),
     "DescribeVolumes": ("create_volume", "attach", "detach", "delete_volume"),
@@ -246,6 +264,11 @@ _BEGINS = {
     "DescribeImages": ("examine",),
 }
 """What a call may be the beginning of: it is this one that hangs then."""
+
+
+def _is_met_first(verb: str, fault: Fault) -> bool:
+    """Tell whether the first call of a verb meets its fault, and not the one that matters."""
+    return verb == "examine" or fault is Fault.HANG
 
 
 def verb_of(action: str, form: Form) -> str:

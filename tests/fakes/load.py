@@ -10,6 +10,10 @@ from conpaas.core import tasks
 from conpaas.core.clock import SYSTEM_CLOCK
 
 PAUSE_S = 0.002  # two cores are shared by engines, tests and us
+PATIENCE_S = 45.0
+"""How long an answer may take."""
+KEPT_S = 5.0
+"""How long a connection that is kept alive must be good: far longer than our own pause, far less than any time-out."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ async def fetch(
         lines["Content-Length"] = str(len(body))
     text = f"{method} {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in lines.items())
     started = asyncio.get_running_loop().time()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         reader, writer = await asyncio.open_connection(address, port)
         try:
             writer.write(text.encode() + b"\r\n" + body)
@@ -106,16 +110,19 @@ class Load:
         async def made() -> bool | None:
             return True if self.done + len(self.failures) >= target else None
 
-        await tasks.wait_for(made, timeout_s=30, what=f"{count} requests", clock=SYSTEM_CLOCK)
+        await tasks.wait_for(made, timeout_s=60, what=f"{count} requests", clock=SYSTEM_CLOCK)
 
     async def _client(self, *, keep_alive: bool) -> None:
         connection: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-        number = 0
+        number, answered = 0, 0.0
         while not self._stop.is_set():
             path = self.paths[number % len(self.paths)]
             number += 1
+            if connection is not None and connection[0].at_eof() and _now() - answered > KEPT_S:
+                _close(connection)  # this process was held up, and for so long nobody must keep a connection
+                connection = None
             try:
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(PATIENCE_S):
                     if connection is None:
                         connection = await asyncio.open_connection(self.address, self.port)
                     reply = await self._ask(*connection, path, keep_alive=keep_alive)
@@ -124,6 +131,7 @@ class Load:
                 _close(connection)
                 connection = None
                 continue
+            answered = _now()
             self.slowest_s = max(self.slowest_s, reply.took_s)
             if self.good(reply):
                 self.done += 1
@@ -141,6 +149,10 @@ class Load:
         how = "keep-alive" if keep_alive else "close"
         writer.write(f"GET {path} HTTP/1.1\r\nHost: {self.address}:{self.port}\r\nConnection: {how}\r\n\r\n".encode())
         return await read_reply(reader, asyncio.get_running_loop().time())
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _close(connection: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None) -> None:

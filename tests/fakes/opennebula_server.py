@@ -147,6 +147,11 @@ class FakeOpenNebula:
     def numbers(self) -> Version:
         return tuple(int(part) for part in self.version.split("."))
 
+    def is_slow(self, method: str) -> bool:
+        """Tell whether the next call of a method meets what only a deadline ends."""
+        faults = self.faults[method]
+        return method in self.held or bool(faults and faults[0] in (Fault.HANG, Fault.LATE))
+
     async def start(self) -> None:
         app = web.Application(client_max_size=1 << 24)
         app.router.add_post("/RPC2", self._serve)

@@ -10,6 +10,7 @@ from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 from aiohttp import web
@@ -113,6 +114,10 @@ class OpenStack:
         """Told of each before it is looked at."""
         self.delay_s = 0.0
         """How long each answer of the compute service takes."""
+        self.held: asyncio.Event | None = None
+        """What the requests to the compute service wait for."""
+        self.waiting = 0
+        """How many have waited for it."""
         self.tokens: set[str] = set()
         self.expired = False
         """No login and no token is accepted."""
@@ -173,6 +178,9 @@ class OpenStack:
                 return await handler(request)
             if self.delay_s:
                 await asyncio.sleep(self.delay_s)
+            if self.held is not None:
+                self.waiting += 1
+                await self.held.wait()
             return await self._meet(request, handler)
         except Refusal as refusal:
             return refusal.answer
@@ -180,8 +188,8 @@ class OpenStack:
     async def _meet(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if self.expired or request.headers.get("X-Auth-Token") not in self.tokens:
             return self._unauthorized()
-        verb = next((verb for verb in _verbs(request) if self.faults[verb]), "")
-        fault = self.faults[verb].popleft() if verb else None
+        faults = self._faults_of(request.method, request.path)
+        fault = faults.popleft() if faults else None
         if fault in _REFUSALS:
             raise _refusal(fault)
         if fault is Fault.GARBAGE:
@@ -195,6 +203,15 @@ class OpenStack:
         if fault is Fault.LATE:
             await self._closing.wait()
         return self._cut(request) if fault in {Fault.LATE, Fault.LOST_ANSWER} else answer
+
+    def _faults_of(self, method: str, path: str) -> deque[Fault]:
+        """Return the faults that such requests are to meet."""
+        return next((self.faults[verb] for verb in _verbs(method, path) if self.faults[verb]), deque())
+
+    def is_slow(self, method: str, url: str) -> bool:
+        """Tell whether such a request would meet now what only a deadline ends."""
+        faults = self._faults_of(method, urlsplit(url).path)
+        return bool(faults and faults[0] in {Fault.HANG, Fault.LATE})
 
     def _cut(self, request: web.Request) -> web.Response:
         if request.transport is not None:
@@ -553,9 +570,8 @@ _VERBS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 )
 
 
-def _verbs(request: web.Request) -> tuple[str, ...]:
+def _verbs(method: str, path: str) -> tuple[str, ...]:
     """Return the verbs of a driver that a request is the heart of."""
-    method, path = request.method, request.path
     for kind, end, verbs in _VERBS:
         if method == kind and path.endswith(end):
             return verbs

@@ -23,7 +23,7 @@ from tests.fakes.opennebula_server import FakeOpenNebula, FakeVm
 from tests.fakes.stand import Stand, stand
 
 _ROOM = 40
-_ENDING_S = 10.0
+_ENDING_S = 60.0
 
 
 @dataclass

@@ -80,7 +80,7 @@ def _server() -> Path:
         )
     atexit.register(_end, keeper)
     status = data / "postmaster.pid"  # its last line says when the server is ready
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 50
     while not (status.exists() and status.read_text().rstrip().endswith("ready")):
         if keeper.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError((directory / "log").read_text())

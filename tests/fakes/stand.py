@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -14,22 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from conpaas.cli import processes
+from conpaas.cloud import _local_machine as machine
 from conpaas.core import run, tasks
 from conpaas.core.clock import SYSTEM_CLOCK
 from conpaas.core.errors import ConpaasError, PeerError
 from conpaas.core.messages.model import NodeView, ServiceView
 from conpaas.core.states import NodeState, ServiceState
 from conpaas.sdk import Conpaas
+from tests.fakes.ports import free_port
 
 PASSWORD = "correct horse battery"
-TIMEOUT_S = 60.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+TIMEOUT_S = 120.0
+PATIENT = {"CONPAAS_MANAGER_SILENT_S": "90", "CONPAAS_TIMINGS__NODE_SILENT_S": "60"}
+"""Settings for tests in which nobody is to be replaced: a busy machine holds daemons up for a while."""
 
 
 class Stand:
@@ -85,26 +81,22 @@ class Stand:
         """End the director, gracefully or not."""
         with suppress(ProcessLookupError):
             os.kill(self.director, number)
-        assert await run.wait_gone(self.director, self._started, 20)
+        assert await run.wait_gone(self.director, self._started, 60)
 
     # -- looking ----------------------------------------------------------------------------------------------------
 
     def daemon(self, node: NodeView) -> int:
-        """Return the process id of the manager or agent on a node."""
-        return min(self._children(self.init(node)))
+        """Return the process id of the manager or agent on a node: its first process starts that before all else."""
+        init = self.init(node)
+        return _oldest_first([one for one in processes.descendants(init) if one.parent == init])[0]
 
     def init(self, node: NodeView) -> int:
         """Return the process id of a node's first process."""
-        record = self.data / "clouds" / node.cloud / ".records" / f"{node.cloud_id}.pid"
-        first: int = json.loads(record.read_text())["pid"]
-        return first
+        return _first(self.data / "clouds" / node.cloud / ".records" / f"{node.cloud_id}.pid").pid
 
     def engines(self, node: NodeView, name: str) -> list[int]:
-        """Return the process ids of a node's processes of that name."""
-        return [one.pid for one in processes.descendants(self.init(node)) if one.name.startswith(name)]
-
-    def _children(self, pid: int) -> list[int]:
-        return [one.pid for one in processes.descendants(pid) if one.parent == pid]
+        """Return the process ids of a node's processes of that name, the oldest first."""
+        return _oldest_first([one for one in processes.descendants(self.init(node)) if one.name.startswith(name)])
 
     async def until(
         self, service: str, check: Callable[[ServiceView], Any], *, what: str, timeout_s: float = TIMEOUT_S
@@ -158,6 +150,16 @@ class Stand:
         return found
 
 
+def _first(record: Path) -> machine.First:
+    return machine.First(**json.loads(record.read_text()))
+
+
+def _oldest_first(found: list[processes.Running]) -> list[int]:
+    """Return the ids of those that live, by age: a younger process may have a lower id, for the ids begin anew."""
+    ages = [(started, one.pid) for one in found if (started := run.start_time(one.pid)) is not None]
+    return [pid for _, pid in sorted(ages, key=lambda age: age[0])]  # of the same moment: the parent is found first
+
+
 def agents(view: ServiceView) -> list[NodeView]:
     return [node for node in view.nodes if node.kind == "agent" and node.state is not NodeState.GONE]
 
@@ -203,6 +205,6 @@ async def stand(**settings: str) -> AsyncIterator[Stand]:
     finally:
         await one.end_director()
         for record in (one.data / "clouds").glob("*/.records/*.pid"):
-            with suppress(OSError):
-                os.kill(json.loads(record.read_text())["pid"], signal.SIGKILL)
+            with suppress(FileNotFoundError):
+                await asyncio.to_thread(machine.kill, _first(record))  # and wait: it writes no more into what we remove
         shutil.rmtree(directory)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 
-async def until(check: Callable[[], object], timeout_s: float = 20.0) -> None:
+async def until(check: Callable[[], object], timeout_s: float = 45.0) -> None:
     """Wait until `check` holds; TimeoutError if it does not in time."""
     async with asyncio.timeout(timeout_s):
         while not check():

@@ -54,7 +54,7 @@ async def conpaas(here: Stand, *words: str, home: Path) -> run.Completed:
         "CONPAAS_URL": here.url,
         "CONPAAS_TOKEN": token.get_secret_value(),
     }
-    return await run.run([sys.executable, "-m", "conpaas", *words], timeout_s=60, env=env, check=False)
+    return await run.run([sys.executable, "-m", "conpaas", *words], timeout_s=120, env=env, check=False)
 
 
 async def test_a_push_becomes_a_version_and_with_an_option_the_site(
@@ -62,7 +62,7 @@ async def test_a_push_becomes_a_version_and_with_an_option_the_site(
 ) -> None:
     key = tmp_path / "id_ed25519"
     make = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "ada@laptop", "-f", str(key)]
-    await run.run(make, timeout_s=30)
+    await run.run(make, timeout_s=60)
     port = (await here.client.version()).ssh_port
     url = f"ssh://git@127.0.0.1:{port}/blog.git"
     options = "-F /dev/null -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"

@@ -125,7 +125,7 @@ async def test_the_work_is_finished_whoever_is_killed(
         await here.until(known.id, under_way, what="under way")
     await kill(here, victim, known.id, known)
 
-    await here.until(known.id, reached(stage), what=f"{stage} finished", timeout_s=90)
+    await here.until(known.id, reached(stage), what=f"{stage} finished", timeout_s=150)
     assert (await here.client.operation(operation.id)).state == "DONE"
     if load is not None:
         await load.__aexit__(None, None, None)
@@ -159,7 +159,7 @@ async def test_an_instance_that_is_destroyed_is_replaced_and_the_site_goes_on(he
         view = await serving_again(here, known.id, lost, 3)
 
     assert load.failures == []
-    assert load.slowest_s < 5
+    assert load.slowest_s < 20  # far less than the proxy's time-outs, far more than a busy machine takes
     assert sorted(node.roles for node in agents(view)) == [("php",), ("php",), ("proxy", "web")]
 
 

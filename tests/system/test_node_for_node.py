@@ -1,6 +1,7 @@
 """The system tests of a PHP service, on providers that are played: every instance that they make boots here."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -35,7 +36,8 @@ PAGE = {"index.php": "<?php session_start(); echo 1, ' ', $_SERVER['SERVER_ADDR'
 
 @pytest.fixture(params=PROVIDERS)
 async def there(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Played]:
-    async with played(request.param, tmp_path) as one:
+    # Whose daemon is killed is started again, however long that takes: he is not to be given up.
+    async with played(request.param, tmp_path, {"CONPAAS_TIMINGS": json.dumps({"node_silent_s": 60})}) as one:
         yield one
 
 
@@ -61,7 +63,7 @@ async def test_who_is_killed_or_terminated_is_replaced(there: Played, tmp_path: 
 
     async with Load(*site(view.urls), clients=2) as load:
         operation = await client.scale(service.id, {"php": 2})
-        await until(lambda: len(there.booter.booted) > 2)
+        await until(lambda: len(there.booter.booted) > 2, timeout_s=60)
         await here.end_director(signal.SIGKILL)
         await here.start_director()
         view = await here.running(service.id, 3)

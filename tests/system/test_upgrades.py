@@ -4,6 +4,7 @@ Where instances run the director's own installation, as on the local cloud, thei
 on a provider, whose image is as old as it is, they fetch the director's version and become it.
 """
 
+import asyncio
 import json
 import re
 import shutil
@@ -65,7 +66,7 @@ class Upgradable:
     async def upgrade(self, version: str) -> None:
         """Do as an administrator does."""
         await self.here.end_director()
-        self.installation.put(version)
+        await asyncio.to_thread(self.installation.put, version)  # the load goes on meanwhile
         await self.here.start_director()
         assert (await self.here.client.version()).version == version
 
@@ -77,12 +78,12 @@ class Upgradable:
 
     def engines(self, nodes: Iterable[NodeView]) -> list[int]:
         """Return the process ids of all first processes of engines."""
-        return [min(self.here.engines(node, name)) for node in nodes for name in ENGINES]
+        return [self.here.engines(node, name)[0] for node in nodes for name in ENGINES]
 
     async def until_all_are(self, version: str, view: ServiceView) -> None:
         """Wait until manager and agents of a service run a version, and it is all right."""
         nodes = [manager(view), *agents(view)]
-        await until(lambda: [self.versions(node)[-1] for node in nodes] == [version] * len(nodes), timeout_s=60)
+        await until(lambda: [self.versions(node)[-1] for node in nodes] == [version] * len(nodes), timeout_s=120)
         await self.here.until(view.id, lambda now: is_running(now, len(agents(view))), what="running")
 
 
@@ -156,7 +157,7 @@ async def test_an_upgrade_that_is_taken_back_leaves_what_has_followed_and_all_se
             await it.here.client.scale(view.id, {"php": 1}, wait=True)
             view = await it.here.running(view.id, 2)
             [newcomer] = [node for node in agents(view) if node.id not in before]
-            await until(lambda: it.versions(newcomer)[-1] == "8.9.9", timeout_s=60)
+            await until(lambda: it.versions(newcomer)[-1] == "8.9.9", timeout_s=120)
         assert load.failures == []
         assert [it.versions(node)[-1] for node in view.nodes if node.id in before] == ["9.0.0"] * 2
         await it.here.client.terminate(view.id, wait=True)

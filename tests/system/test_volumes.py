@@ -27,8 +27,9 @@ async def here() -> AsyncIterator[Stand]:
 
 
 def folders(here: Stand) -> list[Path]:
-    """Return where volumes are, attached or not."""
-    return sorted(path for path in here.cloud.rglob("vol-*") if path.is_dir())
+    """Return where volumes are, attached or not; folders that vanish meanwhile are none."""
+    found = [Path(parent) / name for parent, names, _ in os.walk(here.cloud) for name in names]
+    return sorted(path for path in found if path.name.startswith("vol-"))
 
 
 async def read(url: str) -> str | None:
@@ -44,9 +45,9 @@ async def serves(here: Stand, service: str, *notes: str) -> ServiceView:
     expected = "".join(f"{note}\n" for note in notes)
 
     async def look() -> bool | None:
-        return True if await read((await here.client.service(service)).urls["notes"]) == expected else None
+        return True if await read((await here.client.service(service)).urls.get("notes", "")) == expected else None
 
-    await tasks.wait_for(look, timeout_s=10, what=f"it serves {notes}", clock=SYSTEM_CLOCK)
+    await tasks.wait_for(look, timeout_s=TIMEOUT_S, what=f"it serves {notes}", clock=SYSTEM_CLOCK)
     return view
 
 

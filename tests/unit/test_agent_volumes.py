@@ -173,7 +173,7 @@ async def test_a_disk_with_unknown_data_is_never_formatted(tmp_path: Path, piece
 )
 async def test_a_disk_with_somebody_elses_data_is_left_alone(tmp_path: Path, argv: list[str], what: str) -> None:
     image = disk(tmp_path / "disk")
-    await run.run([str(image) if word == "DISK" else word for word in argv], timeout_s=20)
+    await run.run([str(image) if word == "DISK" else word for word in argv], timeout_s=50)
     before = image.read_bytes()
     volumes = volumes_of(tmp_path / "node")
 
@@ -285,11 +285,11 @@ async def scenario_twice_at_once(place: Path) -> None:
 )
 async def test_on_a_real_disk(scenario: Callable[[Path], Awaitable[None]], tmp_path: Path) -> None:
     disk(tmp_path / "probe")
-    await run.run(["mkfs.ext4", "-q", str(tmp_path / "probe")], timeout_s=20)
+    await run.run(["mkfs.ext4", "-q", str(tmp_path / "probe")], timeout_s=50)
     (tmp_path / "mnt").mkdir()
     alone = ["unshare", "--mount"]
     probe = [*alone, "mount", str(tmp_path / "probe"), str(tmp_path / "mnt")]
-    if (await run.run(probe, timeout_s=20, check=False)).returncode != 0:
+    if (await run.run(probe, timeout_s=50, check=False)).returncode != 0:
         pytest.skip("disks cannot be mounted here")
     code = f"import asyncio, pathlib; from {__name__} import {scenario.__name__} as it; asyncio.run(it(pathlib.Path("
     code += f"{str(tmp_path)!r})))"

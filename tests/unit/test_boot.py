@@ -38,8 +38,8 @@ from conpaas.core.clock import SYSTEM_CLOCK
 from conpaas.core.errors import BadInputError, CommandFailedError, PeerError
 from conpaas.core.messages.agent import GET_STATUS
 from conpaas.core.run import find
+from tests.fakes.ports import free_port
 from tests.fakes.registrar import Registrar, registrar
-from tests.fakes.stand import free_port
 from tests.fakes.waiting import until
 
 SHELL_CHARACTERS = string.ascii_letters + string.digits + " '\"\\\n\t$`;&|<>()#=*?~!{}[]-_äß€"
@@ -400,7 +400,7 @@ def namespaces() -> bool:
 @pytest.mark.skipif(not namespaces(), reason="this computer allows no network namespaces")
 def test_the_network_becomes_what_the_source_says() -> None:
     argv = ["unshare", "--map-root-user", "--net", sys.executable, "-c", IN_A_NAMESPACE]
-    done = subprocess.run(argv, check=False, capture_output=True, timeout=30)
+    done = subprocess.run(argv, check=False, capture_output=True, timeout=50)
     assert done.returncode == 0, done.stderr.decode()
     found = json.loads(done.stdout)
     links = {link["ifname"]: link for link in found["links"]}
@@ -637,6 +637,7 @@ async def test_a_machine_waits_for_its_context_and_says_what_is_wrong_once(
     answers = iter([None, None, bad, bad, None, broken, None, good])
     monkeypatch.setattr(boot, "preload", lambda: None)
     monkeypatch.setattr(machine, "load_drivers", nothing)
+    monkeypatch.setattr(boot, "run_engines", nothing)
 
     async def look() -> Found | None:
         answer = next(answers)
@@ -684,16 +685,18 @@ async def test_a_disk_comes_before_the_metadata_service_and_that_only_after_a_wh
     monkeypatch.setattr(network, "apply", apply)
     monkeypatch.setattr(boot, "preload", lambda: None)
     monkeypatch.setattr(machine, "load_drivers", nothing)
+    monkeypatch.setattr(boot, "run_engines", nothing)
     told, lines = stages()
 
     async with asyncio.TaskGroup() as group:
-        search = group.create_task(boot.find(told, boot.Look(SYSTEM_CLOCK), clock=SYSTEM_CLOCK))
-        await asyncio.sleep(22)
+        search = group.create_task(boot.find(told, boot.Look(), clock=SYSTEM_CLOCK))
+        await asyncio.sleep(20.1)
         (tmp_path / "context.json").write_text(json.dumps(GOOD))
         found, _ = await search
 
     assert found.where == str(tmp_path / "context.json")
-    assert asked == [pytest.approx(10, abs=0.3), pytest.approx(15, abs=0.5), pytest.approx(20, abs=0.7)]
+    assert asked == pytest.approx([10, 15, 20])
+    assert looptime == pytest.approx(20.2)
     assert lines() == ["conpaas-boot: waiting", "conpaas-boot: CONTEXT nobody there"]
 
 
@@ -711,10 +714,11 @@ def test_what_the_daemons_need_is_loaded_while_waiting() -> None:
 BECOME = """
 import sys
 from pathlib import Path
-from conpaas.core import boot
+from conpaas.core import _boot_stages, boot
 from conpaas.core._boot_stages import Stages
 from conpaas.core.clock import SYSTEM_CLOCK
 import os
+_boot_stages.LAST_WORDS_S = float(sys.argv[2])
 console = os.fdopen(os.dup(1), "w")
 stages = Stages(console, clock=SYSTEM_CLOCK)
 stages.reached("NETWORK", "as it was")
@@ -736,11 +740,12 @@ class Machine:
         self.supervisor.settimeout(0)
 
     @asynccontextmanager
-    async def booting(self) -> AsyncIterator[asyncio.subprocess.Process]:
+    async def booting(self, last_words_s: float = 45.0) -> AsyncIterator[asyncio.subprocess.Process]:
         env = {**os.environ, "NOTIFY_SOCKET": "@" + self.supervisor.getsockname()[1:].decode()}
+        words = (str(self.context), str(last_words_s))
         with (self.folder / "console").open("wb") as console:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-c", BECOME, str(self.context), stdout=console, stderr=console, env=env
+                sys.executable, "-c", BECOME, *words, stdout=console, stderr=console, env=env
             )
         try:
             yield process
@@ -812,8 +817,8 @@ async def test_a_boot_that_fails_says_why_to_everybody(office: Registrar, tmp_pa
 async def test_a_director_that_is_away_holds_nothing_up(tmp_path: Path) -> None:
     async with registrar(tmp_path / "office") as office:
         machine = Machine(office, tmp_path / "i-1", service_type="unknown")
-    async with machine.booting() as process:
-        async with asyncio.timeout(30):
+    async with machine.booting(last_words_s=1.0) as process:
+        async with asyncio.timeout(50):
             assert await process.wait() == 1
 
     assert machine.console[-1].startswith("conpaas-boot: FAILED after NETWORK:")

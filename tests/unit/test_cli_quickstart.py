@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from conpaas.core import run, tasks
 from conpaas.core.clock import SYSTEM_CLOCK
 from conpaas.core.errors import BadInputError, CommandFailedError, ConflictError, NotFoundError
 from tests.fakes.api import FakeApi, serving
+from tests.fakes.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 Answer = Callable[[int], web.StreamResponse]
@@ -60,7 +60,7 @@ async def until(so: Callable[[], bool]) -> None:
     async def check() -> bool | None:
         return so() or None
 
-    await tasks.wait_for(check, timeout_s=20, what="it", clock=SYSTEM_CLOCK)
+    await tasks.wait_for(check, timeout_s=45, what="it", clock=SYSTEM_CLOCK)
 
 
 async def visit(answer: Answer, requests: int = 10) -> Load:
@@ -112,7 +112,7 @@ async def test_descendants_are_found_and_killed(tmp_path: Path) -> None:
 
         processes.kill(found)
 
-        assert await run.wait_gone(pid, started, 20)  # it waited for its child
+        assert await run.wait_gone(pid, started, 45)  # it waited for its child
         assert processes.descendants(pid) == []
     finally:
         run.signal_group(pid, signal.SIGKILL)
@@ -181,13 +181,6 @@ async def test_without_notes_nobody_can_log_in(tmp_path: Path) -> None:
 # -- the whole
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def conpaas(tmp_path: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
     own = {name: value for name, value in os.environ.items() if not name.startswith("CONPAAS_")}
     own |= {"XDG_CONFIG_HOME": str(tmp_path / "config"), **env}
@@ -225,7 +218,7 @@ def test_quickstart_finds_what_runs_even_after_the_death_of_its_director(tmp_pat
 
         assert second.returncode == 0, second.stderr
         assert json.loads(second.stdout) == json.loads(first.stdout)
-        with urllib.request.urlopen(json.loads(second.stdout)["site"], timeout=10) as answer:
+        with urllib.request.urlopen(json.loads(second.stdout)["site"], timeout=60) as answer:
             assert b"Guest book" in answer.read()
         assert "guestbook" in conpaas(tmp_path, "ls", **env).stdout
     finally:

@@ -42,7 +42,7 @@ def clouds() -> dict[str, dict[str, Any]]:
 
 @pytest.fixture
 async def rig(tmp_path: Path, clouds: dict[str, dict[str, Any]]) -> AsyncIterator[Rig]:
-    async with open_rig(tmp_path, clouds=clouds, cloud_deadline_s=1) as rig:
+    async with open_rig(tmp_path, clouds=clouds) as rig:
         yield rig
 
 
@@ -177,7 +177,7 @@ async def test_a_cloud_that_hangs_holds_up_no_other(tmp_path: Path, clouds: dict
 
         hung.list = hang
         round_ = asyncio.create_task(rig.reconciler.reconcile())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             while (await rig.instance(node.id)).state is not N.BOOTING:
                 assert not round_.done()
                 await asyncio.sleep(0.01)
@@ -190,7 +190,7 @@ async def test_a_call_that_never_returns_is_cut_off(tmp_path: Path, clouds: dict
         hung: Any = rig.director.clouds.usable("spare")
         hung.list = asyncio.Event().wait
 
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             await rig.reconciler.reconcile()
 
         account = rig.director.clouds.account("spare")

@@ -39,6 +39,6 @@ async def test_transactions_that_are_cut_off_anywhere_do_not_hold_up_the_next_on
             await asyncio.sleep(0)
         cut.cancel()
         await asyncio.gather(cut, return_exceptions=True)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(45):
         await write()
     await database.close()

@@ -5,7 +5,6 @@ import contextlib
 import io
 import socket
 import tarfile
-import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -394,7 +393,8 @@ async def test_a_slow_watcher_is_told_to_look_anew_and_blocks_nobody(api: Served
         assert await subscription.next(0.01) is None
 
 
-async def test_a_stop_ends_the_streams_at_once(tmp_path: Path) -> None:
+async def test_a_stop_ends_the_streams_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Director, "stop_timeout_s", 3600.0)
     async with serve(tmp_path) as director:
         client = rpc.Client(director.url)
         session = await client.call(public.LOGIN, public.Credentials(username="admin", password=PASSWORD))
@@ -403,10 +403,9 @@ async def test_a_stop_ends_the_streams_at_once(tmp_path: Path) -> None:
         async with aiohttp.ClientSession(headers=headers) as http:
             stream = await http.get(f"{director.url}/api/v1/events")
             await stream.content.readline()
-            began = time.monotonic()
             director.stop.set()
-            await stream.read()
-            assert time.monotonic() - began < 3
+            async with asyncio.timeout(45):
+                await stream.read()
 
 
 # -- managers that are not there ------------------------------------------------------------------------------------
@@ -489,7 +488,7 @@ async def test_garbage_and_silence_on_a_port_end_nothing(api: Served, port: int)
         with contextlib.suppress(ConnectionError):
             writer.write(garbage)
             writer.write_eof()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(45):
                 await reader.read()
         writer.close()
         with contextlib.suppress(ConnectionError):
@@ -505,14 +504,14 @@ async def test_a_second_director_on_the_same_data_says_so(tmp_path: Path) -> Non
             await Director(director.settings).run()
 
 
-async def until(check: Any, timeout_s: float = 10.0) -> None:
+async def until(check: Any, timeout_s: float = 45.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not check():
             await asyncio.sleep(0.01)
 
 
 async def until_gone(api: Served, service: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(45):
         while any(view.id == service for view in (await api.call(public.LIST_SERVICES)).items):
             await asyncio.sleep(0.02)
 

@@ -96,7 +96,7 @@ async def test_a_database_that_cannot_be_opened_is_an_error(url: str) -> None:
     with pytest.raises(BadInputError, match="database"):
         await Database.open(url)
 
-    async with asyncio.timeout(10):  # aiosqlite ends the thread of a connection that failed a moment later
+    async with asyncio.timeout(45):  # aiosqlite ends the thread of a connection that failed a moment later
         while any("_connection_worker_thread" in thread.name for thread in threading.enumerate()):
             await asyncio.sleep(0.01)
 

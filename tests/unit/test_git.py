@@ -17,6 +17,7 @@ from conpaas.director.git import Allowed
 from conpaas.director.settings import Limits
 from tests.fakes.code_rig import GIT_ENVIRONMENT, Rig, commit, make_repository, open_rig
 from tests.fakes.code_rig import git as run_git
+from tests.fakes.ports import free_port
 
 FILES = {"index.php": "<?php echo 1;", "lib/a.php": "<?php"}
 ACTOR = "user:usr-a"
@@ -78,8 +79,7 @@ async def test_over_the_network_too(rig: Rig, tmp_path: Path, monkeypatch: pytes
 
 @asynccontextmanager
 async def daemon(directory: Path) -> AsyncIterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     argv = ["git", "daemon", "--listen=127.0.0.1", f"--port={port}", "--export-all", f"--base-path={directory}"]
 
     async def answers() -> bool | None:
@@ -87,7 +87,7 @@ async def daemon(directory: Path) -> AsyncIterator[int]:
             return True if client.connect_ex(("127.0.0.1", port)) == 0 else None
 
     async with run.pipe([*argv, "--reuseaddr", str(directory)], env=GIT_ENVIRONMENT):
-        await wait_for(answers, timeout_s=20, what="git daemon", clock=SYSTEM_CLOCK)
+        await wait_for(answers, timeout_s=45, what="git daemon", clock=SYSTEM_CLOCK)
         yield port
 
 

@@ -229,7 +229,7 @@ async def test_an_instance_given_back_before_its_turn_is_never_made(rig: Rig, mo
     asked: list[object] = []
     monkeypatch.setattr(account.cloud, "create", asked.append)
 
-    async with account.calls, asyncio.timeout(10):
+    async with account.calls, asyncio.timeout(45):
         asking = asyncio.create_task(rig.add_nodes(service, 1))
         while not (nodes := await rig.agents(service)) or not account.calls._waiters:
             await asyncio.sleep(0)

@@ -20,6 +20,8 @@ from conpaas.core.states import NodeState
 from conpaas.director.db.models import CreditEntry, Instance
 from tests.fakes.director import HandClock, Rig, open_rig
 
+pytestmark = pytest.mark.timeout(300)  # many lives of many directors
+
 CREDITS = 1000
 COUNT = 50
 STEPS = 2 + 4 * COUNT

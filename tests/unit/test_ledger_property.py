@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select
@@ -18,6 +19,8 @@ from conpaas.core.errors import CloudRefusedError, ConpaasError, DeadlineError
 from conpaas.core.states import NodeState
 from conpaas.director.db.models import CreditEntry, Instance
 from tests.fakes.director import HandClock, Rig, open_rig
+
+pytestmark = pytest.mark.timeout(300)  # many lives of many directors
 
 CREDITS = 1000
 

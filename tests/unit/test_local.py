@@ -83,7 +83,7 @@ async def make(directory: Path, isolation: str) -> AsyncIterator[Make]:
         await account.close()
 
 
-async def until(check: Callable[[], Any], what: str = "it happens", timeout_s: float = 20) -> Any:
+async def until(check: Callable[[], Any], what: str = "it happens", timeout_s: float = 45) -> Any:
     async def ask() -> Any:
         return check() or None
 
@@ -162,9 +162,9 @@ async def test_in_namespaces_an_instance_sees_only_itself(make: Make, directory:
     script = f"ls {folder}; ls -A /tmp; echo; ls -d /proc/[0-9]* | wc -l; echo end; exec sleep 1000"
     _, cloud, _first = await make(script)
     second = await cloud.create(request("i-two"))
-    Path("/tmp", f"{directory.name}-visible").unlink()
 
     text = (await said(directory, second, r"(?s)^(.*)^end$"))[1].split()
+    Path("/tmp", f"{directory.name}-visible").unlink()
     assert text[0] == "i-two"
     assert f"{directory.name}-visible" not in text
     assert int(text[-1]) <= 4  # first process, shell, ls, wc
@@ -202,9 +202,9 @@ async def test_a_network_of_its_own_address(make: Make, directory: Path) -> None
 async def test_a_daemon_that_dies_is_started_again(make: Make, directory: Path) -> None:
     account, cloud, vm = await make("echo started $$; exec sleep 1000")
     await said(directory, vm, "^started")
-    for pid in account.processes(vm):
-        if pid != account.first_process(vm.id).pid:
-            os.kill(pid, signal.SIGKILL)
+    daemon = await until(lambda: [pid for pid in account.processes(vm) if has_title(pid, "sleep")], "it sleeps")
+    for pid in daemon:
+        os.kill(pid, signal.SIGKILL)
 
     await said(directory, vm, r"(?s)^started.*agent ended with -9.*^started")
     assert (await cloud.describe(vm.id)).state is VmState.RUNNING
@@ -213,9 +213,9 @@ async def test_a_daemon_that_dies_is_started_again(make: Make, directory: Path) 
 async def test_a_daemon_that_keeps_dying_is_started_ever_more_slowly(make: Make, directory: Path) -> None:
     _, _, vm = await make("date +%s.%N; exit 3")
 
-    times = await said(directory, vm, r"(?s)" + r"^([\d.]+)$.*ended with 3.*" * 4)
+    times = await said(directory, vm, r"(?s)" + r"^([\d.]+)$.*?ended with 3.*?" * 4)
     first, second, third, fourth = (float(text) for text in times.groups())
-    assert 0.1 <= second - first < fourth - third
+    assert [second - first >= 0.1, third - second >= 0.2, fourth - third >= 0.4] == [True] * 3
 
 
 async def test_what_the_daemon_prints_is_kept_within_bounds(make: Make, directory: Path) -> None:
@@ -244,7 +244,7 @@ async def test_when_told_to_end_the_daemon_may_finish(make: Make, directory: Pat
     async def failed() -> bool | None:  # the kernel gives back its address a moment after its last process
         return (await cloud.describe(vm.id)).state is VmState.FAILED or None
 
-    await wait_for(failed, timeout_s=20, what="it has failed", clock=SYSTEM_CLOCK, period_s=0.01)
+    await wait_for(failed, timeout_s=45, what="it has failed", clock=SYSTEM_CLOCK, period_s=0.01)
 
 
 async def test_a_daemon_that_does_not_finish_is_killed_with_all_it_started(make: Make, directory: Path) -> None:
@@ -469,10 +469,10 @@ async def test_a_driver_killed_at_any_moment_leaves_nothing_that_cannot_be_found
         seen = await cloud.list()
         return seen if all(vm.state is VmState.RUNNING for vm in seen) else None
 
-    seen = await wait_for(all_run, timeout_s=10, what="all run", clock=SYSTEM_CLOCK)
+    seen = await wait_for(all_run, timeout_s=45, what="all run", clock=SYSTEM_CLOCK)
     assert [vm.token for vm in seen] == ["i-0", "i-1", "i-2"]
     for vm in seen:
-        assert len(account.processes(vm)) == 2
+        await begun(account, vm)
         await cloud.delete(vm.id)
         assert account.processes(vm) == []
     await cloud.close()
@@ -563,7 +563,11 @@ async def warm(tmp_path: Path) -> AsyncIterator[LocalHarness]:
 
 
 def title(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode()
+    """Return what a process is called with; nothing if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
 
 
 def has_title(pid: int, beginning: str) -> bool:
@@ -572,15 +576,23 @@ def has_title(pid: int, beginning: str) -> bool:
 
 async def running_daemon(account: LocalHarness, vm: Vm) -> int:
     """Wait until the instance has begun its daemon; return that process."""
-    await until(lambda: len(account.processes(vm)) >= 2, "the daemon runs")
-    return min(set(account.processes(vm)) - {account.first_process(vm.id).pid})
+    first = account.first_process(vm.id).pid
+    others: set[int] = await until(lambda: set(account.processes(vm)) - {first}, "the daemon runs")
+    return min(others)
+
+
+async def begun(account: LocalHarness, vm: Vm) -> None:
+    """Wait until the instance has exactly two processes: the first one begins the daemon when it lives itself."""
+    await until(lambda: len(account.processes(vm)) == 2, "the daemon runs")
 
 
 def zygotes() -> set[int]:
     """Return the zygotes that are children of this process."""
-    mine = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    threads = [path.read_text().split() for path in Path("/proc/self/task").glob("*/children")]
-    return {int(pid) for pids in (mine, *threads) for pid in pids if title(int(pid)).startswith("conpaas-zygote")}
+    children: set[int] = set()
+    for path in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # that thread has just ended
+            children |= set(map(int, path.read_text().split()))
+    return {pid for pid in children if has_title(pid, "conpaas-zygote")}
 
 
 async def test_daemons_are_forked_and_look_like_what_they_are(warm: LocalHarness, tmp_path: Path) -> None:
@@ -612,7 +624,7 @@ async def test_instances_outlive_the_zygote_and_the_next_one_has_a_new_zygote(wa
     assert old not in zygotes()
     await cloud.close()
     assert not zygotes()
-    assert len(warm.processes(third)) == 2
+    await begun(warm, third)
 
 
 async def test_after_an_upgrade_there_is_a_new_zygote(warm: LocalHarness, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,8 @@ from tests.fakes.deployment import FakeDirector, deployment
 
 S = ServiceState
 
+pytestmark = pytest.mark.timeout(180)
+
 
 @pytest.fixture
 async def director(tmp_path: Path, new_address: Callable[[], str]) -> AsyncIterator[FakeDirector]:
@@ -77,11 +79,12 @@ async def test_a_node_that_never_boots_is_deleted_and_replaced_and_the_rest_serv
 
     await director.until(lambda: len(director.serving_nodes()) == 3)
     assert director.state is not S.RUNNING
+    await director.give_up_one()
     await director.until(lambda: any("replaced" in report.reason for report in director.reports))
     await director.until_state(S.RUNNING)
     assert len(director.serving_nodes()) == 4
     assert [gone.failed for gone in director.deleted.values()] == [True]
-    assert "did not answer within 2 s" in director.deleted["i-1"].reason
+    assert "did not answer within 60 s" in director.deleted["i-1"].reason
 
 
 async def test_while_no_replacement_boots_the_service_goes_on_with_what_it_has(director: FakeDirector) -> None:
@@ -91,10 +94,12 @@ async def test_while_no_replacement_boots_the_service_goes_on_with_what_it_has(d
 
     director.want(roles={"front": 1, "back": 1})
 
-    await director.until(lambda: len(director.deleted) >= 2)
+    await director.give_up_one()
+    await director.give_up_one()
     assert director.state is S.ADAPTING
     assert len(director.serving_nodes()) == 1
     assert "did not answer" in director.reports[-1].reason
+    await director.give_up_one()
     await director.until_state(S.RUNNING)
     assert len(director.serving_nodes()) == 2
 

@@ -166,12 +166,12 @@ def running(deployment: Deployment, address: str) -> Iterator[Deployment]:
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(45)
     try:
         yield deployment
     finally:
         loops[0].call_soon_threadsafe(over.set)
-        thread.join(10)
+        thread.join(45)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from conpaas.core.messages.model import Ack
 from conpaas.core.process import Process, Site
 from conpaas.core.rpc import Call
 from conpaas.core.trust import Caller, Target
+from tests.fakes.ports import free_port
 from tests.fakes.waiting import until
 
 KEYS = keymaker  # while it is loaded, members of this process make their keys by themselves
@@ -104,7 +105,7 @@ class Office(Process):
 @asynccontextmanager
 async def open_office(office: Office) -> AsyncIterator[Office]:
     task = asyncio.create_task(office.run(signals=False))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(45):
         await office.ready.wait()
     try:
         yield office
@@ -171,11 +172,7 @@ async def test_without_a_key_maker_at_hand_a_process_makes_the_key(
 
 
 async def test_while_the_director_is_away_it_keeps_asking(tmp_path: Path, folder: Path) -> None:
-    reserved = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
-    port = reserved.sockets[0].getsockname()[1]
-    reserved.close()
-    await reserved.wait_closed()
-    office = Office(tmp_path, port)
+    office = Office(tmp_path, free_port())
 
     async def enrol() -> None:
         async with joined(office, folder):
@@ -186,7 +183,7 @@ async def test_while_the_director_is_away_it_keeps_asking(tmp_path: Path, folder
     assert not enrolling.done()
     asked = (folder / "next.csr").read_text()
     async with open_office(office):
-        await asyncio.wait_for(enrolling, 20)
+        await asyncio.wait_for(enrolling, 45)
     assert office.csrs == [asked]
 
 
@@ -430,7 +427,7 @@ async def test_after_a_restart_the_renewal_is_still_due_when_it_was(office: Offi
     calendar = Calendar()
     calendar.time += timedelta(seconds=2000)
     await _three_rounds(office, folder, calendar)
-    assert calendar.sleeps[0] == pytest.approx(400, abs=30)
+    assert calendar.sleeps[0] == pytest.approx(400, abs=100)
 
 
 # -- who calls --------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import aiohttp
@@ -29,7 +29,7 @@ class Child:
     async def until(self, word: str) -> str:
         """Return the next line that begins with `word`."""
         assert self.process.stdout is not None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(45):
             while line := (await self.process.stdout.readline()).decode().strip():
                 self.lines.append(line)
                 if line.startswith(word):
@@ -105,8 +105,7 @@ async def test_after_the_first_signal_the_call_under_way_completes_and_no_new_co
         await one.until("call begun")
         one.signal()
         await one.until("stopping")
-        with pytest.raises(aiohttp.ClientConnectorError):
-            await _until_refused(one.url("/nothing"))
+        await _until_refused(one.url("/nothing"))
         call.cancel()  # its client goes away: that ends the call too
         await one.until("call cut off")
         assert not held.done()
@@ -116,11 +115,15 @@ async def test_after_the_first_signal_the_call_under_way_completes_and_no_new_co
 
 
 async def _until_refused(url: str) -> None:
-    """Ask until nobody listens; a connection that came in just before is held, and not answered."""
-    async with asyncio.timeout(10), aiohttp.ClientSession() as other:
+    """Ask until nobody listens; a connection that came in just before is held and not answered, or broken off."""
+    async with asyncio.timeout(45), aiohttp.ClientSession() as other:
         while True:
-            with suppress(TimeoutError):
+            try:
                 await asyncio.wait_for(fetch(other, url), 0.5)
+            except aiohttp.ClientConnectorError:
+                return
+            except (TimeoutError, aiohttp.ClientError):
+                pass
 
 
 async def test_a_call_under_way_gets_its_whole_answer_before_any_resource_closes(

@@ -1,13 +1,14 @@
 """The ssh cloud on bad days and step by step: real SSH servers; what apt-get and systemctl are told is written down."""
 
 import asyncio
+import contextlib
 import dataclasses
 import errno
 import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 
 from conpaas.cloud import _ssh_host, ssh
 from conpaas.cloud import _ssh_plan as plan
-from conpaas.core import bundle
+from conpaas.core import bundle, files
 from conpaas.core.bundle import Bundle
 from conpaas.core.clock import SYSTEM_CLOCK
 from conpaas.core.cloud import CanExamine, Cloud, CloudContext, HasConsole, HasQuota, HasSizes, Vm, VmRequest, VmState
@@ -33,20 +34,23 @@ from conpaas.core.errors import (
 )
 from conpaas.core.tasks import wait_for
 from tests.fakes import cloud_ssh
-from tests.fakes.cloud_ssh import SshHarness, SshServer
+from tests.fakes.cloud_ssh import SLEEPER, SshHarness, SshServer
 from tests.fakes.clouds import Fault, request
 from tests.fakes.waiting import until
+
+slow = pytest.mark.timeout(180)
+"""For tests that wait until our code is packed, which takes a busy computer a while."""
 
 
 @pytest.fixture
 async def account(tmp_path: Path) -> AsyncIterator[SshHarness]:
-    async with cloud_ssh.harness(tmp_path, count=1, deadline_s=10.0, own_pythons=True) as account:
+    async with cloud_ssh.harness(tmp_path, count=1, own_pythons=True) as account:
         yield account
 
 
 @pytest.fixture
 async def two(tmp_path: Path) -> AsyncIterator[SshHarness]:
-    async with cloud_ssh.harness(tmp_path, count=2, deadline_s=10.0, own_pythons=True) as account:
+    async with cloud_ssh.harness(tmp_path, count=2, own_pythons=True) as account:
         yield account
 
 
@@ -89,7 +93,7 @@ async def reach(cloud: Cloud, vm: Vm, state: VmState) -> Vm:
         assert seen.state in {state, VmState.PENDING}, seen
         return seen if seen.state is state else None
 
-    return await wait_for(check, timeout_s=40, what=f"{vm.id} is {state}", clock=SYSTEM_CLOCK)
+    return await wait_for(check, timeout_s=45, what=f"{vm.id} is {state}", clock=SYSTEM_CLOCK)
 
 
 # -- preparing ------------------------------------------------------------------------------------------------------
@@ -137,7 +141,7 @@ async def test_what_apt_get_complains_of_is_told_and_undone(account: SshHarness,
 
     assert "Unable to locate package php8.2-fpm" in seen.reason
     assert seen.reason.startswith("installing ")
-    assert not (host.folder / "policy-rc.d").exists()
+    await until(lambda: not (host.folder / "policy-rc.d").exists())  # it has failed before it is undone
     assert host.processes() == []
     assert isinstance(cloud, HasConsole)
     assert "apt-get" in await cloud.console(vm.id)
@@ -151,8 +155,9 @@ async def test_a_host_given_back_while_apt_get_works_is_clean_when_that_has_ende
     if os.geteuid() != 0:
         pytest.skip("packages are root's")
     (host.folder / "apt-waits").touch()
-    account.deadline_s = 3.0  # half of which the host itself waits
+    patient_s, account.deadline_s = account.deadline_s, 1.0  # half of which the host itself waits
     cloud = account.open(stop_s=0.1)
+    account.deadline_s = patient_s
     vm = await cloud.create(php())
     await until(lambda: host.text("apt.log"))
     assert (await cloud.describe(vm.id)).reason.startswith("installing ")
@@ -207,15 +212,11 @@ async def test_where_there_is_systemd_it_starts_the_daemon_and_forgets_it_again(
 async def test_a_daemon_that_ends_is_started_again(cloud: Cloud, host: SshServer) -> None:
     vm = await cloud.create(request("i-one"))
     await reach(cloud, vm, VmState.RUNNING)
-
-    def sleepers() -> list[int]:
-        return [pid for pid in host.processes() if b"sleep" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-    await until(sleepers)
-    (first,) = sleepers()
+    await until(lambda: host.running(SLEEPER[0]))
+    (first,) = host.running(SLEEPER[0])
     os.kill(first, signal.SIGKILL)
 
-    await until(lambda: sleepers() not in ([], [first]))
+    await until(lambda: host.running(SLEEPER[0]) not in ([], [first]))
     assert (await cloud.describe(vm.id)).state is VmState.RUNNING
 
 
@@ -232,6 +233,7 @@ async def test_a_daemon_of_roots_host_runs_as_nobody_that_the_system_knows(cloud
     assert (host.node / "lease.json").stat().st_mode & 0o777 == 0o600
 
 
+@slow
 async def test_our_own_code_is_copied_and_its_daemon_started(
     account: SshHarness, host: SshServer, ours: Bundle
 ) -> None:
@@ -251,6 +253,7 @@ async def test_our_own_code_is_copied_and_its_daemon_started(
     await cloud.close()
 
 
+@slow
 async def test_a_copy_that_was_interrupted_is_begun_anew_by_whoever_looks(
     account: SshHarness, host: SshServer, ours: Bundle
 ) -> None:
@@ -272,12 +275,33 @@ async def test_a_preparation_that_was_killed_goes_on(account: SshHarness, cloud:
     await account.fail("lease", Fault.NEVER_BOOTS)
     vm = await cloud.create(request("i-one"))
     state = host.node / "state.json"
-    await until(state.exists)
-    os.kill(json.loads(state.read_text())["worker"][0], signal.SIGKILL)
-    (host.folder / "os-release").unlink()
-    (host.folder / "os-release").write_text("ID=debian\n")
+    with held(await reader_of(host.folder / "os-release")):  # there it stops
+        files.write_atomically(host.folder / "os-release", "ID=debian\n")  # for whoever goes on
+        os.kill(json.loads(state.read_text())["worker"][0], signal.SIGKILL)
 
     await reach(cloud, vm, VmState.RUNNING)
+
+
+async def reader_of(fifo: Path) -> int:
+    """Wait until somebody reads a pipe, who will wait for as long as the descriptor that is returned is open."""
+    found: list[int] = []
+
+    def is_read() -> bool:
+        with contextlib.suppress(OSError):  # nobody reads it yet
+            found.append(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(found)
+
+    await until(is_read)
+    return found[0]
+
+
+@contextlib.contextmanager
+def held(descriptor: int) -> Iterator[None]:
+    """Keep a descriptor open for a while."""
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def test_a_host_without_room_for_a_process_is_leased_and_prepared_later(
@@ -326,6 +350,24 @@ async def test_a_host_without_python_says_so(account: SshHarness, host: SshServe
     await cloud.close()
 
 
+async def test_what_a_host_says_is_heard_also_when_it_ends_before_it_is_spoken_to(
+    account: SshHarness, host: SshServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = asyncssh.SSHClientConnection.create_process
+
+    async def slowly(connection: asyncssh.SSHClientConnection, *words: Any, **more: Any) -> Any:
+        process = await begin(connection, *words, **more)
+        await process.channel.wait_closed()
+        return process
+
+    monkeypatch.setattr(asyncssh.SSHClientConnection, "create_process", slowly)
+    cloud = account.open(hosts=[host.settings() | {"python": "python-of-old"}])
+
+    with pytest.raises(CloudRefusedError, match="has no Python"):
+        await cloud.create(request("i-one"))
+    await cloud.close()
+
+
 async def test_an_old_python_says_so(account: SshHarness, host: SshServer) -> None:
     (host.folder / "bin" / "python-of-old").write_text(
         "#!/bin/sh\nshift 2\nexec python3 -c 'import sys; sys.version_info = (3, 8); exec(sys.argv.pop(1))' \"$@\"\n"
@@ -338,6 +380,7 @@ async def test_an_old_python_says_so(account: SshHarness, host: SshServer) -> No
     await cloud.close()
 
 
+@slow
 async def test_an_examination_looks_at_everything_and_changes_nothing(account: SshHarness, ours: Bundle) -> None:
     cloud = account.open(command=(), disk_mib=1 << 40)
     assert isinstance(cloud, CanExamine)

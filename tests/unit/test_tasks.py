@@ -266,6 +266,25 @@ async def test_what_must_finish_gives_its_error_to_the_caller() -> None:
     await background.close()
 
 
+async def test_the_error_of_what_must_finish_is_logged_if_its_caller_has_left() -> None:
+    background = tasks.Background()
+
+    async def deliver() -> None:
+        await asyncio.sleep(5)
+        raise NotFoundError("gone")
+
+    caller = asyncio.create_task(background.finish(deliver()))
+    await asyncio.sleep(1)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    with capture_logs() as lines:
+        await asyncio.sleep(5)
+    assert [(line["event"], line["error"]) for line in lines] == [("task-failed", "gone")]
+    assert lines[0]["task"].endswith("deliver")
+    await background.close()
+
+
 async def test_a_round_whose_parts_failed_as_expected_is_skipped_and_a_bug_among_them_is_not() -> None:
     errors: list[Exception] = [ConpaasError("disk full"), ConpaasError("away")]
     rounds = 0

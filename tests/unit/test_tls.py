@@ -73,7 +73,7 @@ async def shake_hands(
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=server_tls)
-    async with server, asyncio.timeout(10):
+    async with server, asyncio.timeout(45):
         port = server.sockets[0].getsockname()[1]
         reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client_tls, server_hostname=host)
         try:
