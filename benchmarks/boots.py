@@ -25,7 +25,7 @@ from tests.fakes.waiting import until
 
 _POLL_S = 0.005
 _DEADLINE_S = 300.0
-_FIRST_WORDS = b"conpaas-boot:"
+_FIRST_WORDS = b"conpaas.service"  # systemd: "Starting conpaas.service"
 
 
 async def local(b: Bench) -> Mapping[str, Measured]:
@@ -70,7 +70,7 @@ async def machines(b: Bench) -> Mapping[str, Measured]:
             for _ in range(b.effort.repetitions if warm else 1):
                 node, served = await growth.add()
                 times.append(served - growth.ran[node.id])
-                floor = floor or growth.spoke[node.id] - growth.ran[node.id]
+                floor = floor or growth.booted[node.id] - growth.ran[node.id]
             measured |= _result(b, name, times, floor)
     return measured
 
@@ -102,8 +102,8 @@ class _Growth:
         self._here, self._cloud, self._service = here, cloud, service
         self.ran: dict[str, float] = {}
         """When the director first knew the id that its cloud gave each node."""
-        self.spoke: dict[str, float] = {}
-        """When each virtual machine wrote our first words on its console."""
+        self.booted: dict[str, float] = {}
+        """When the system of each virtual machine said that it starts our program."""
 
     @classmethod
     async def of(cls, here: Stand, cloud: str, *, warm: bool = False) -> "_Growth":
@@ -135,6 +135,6 @@ class _Growth:
             return None
         self.ran.setdefault(fresh.id, time.monotonic())
         console = Path(self._here.data, "clouds", fresh.cloud, fresh.cloud_id, "console.log")
-        if fresh.id not in self.spoke and console.exists() and _FIRST_WORDS in console.read_bytes():
-            self.spoke[fresh.id] = time.monotonic()
+        if fresh.id not in self.booted and console.exists() and _FIRST_WORDS in console.read_bytes():
+            self.booted[fresh.id] = time.monotonic()
         return fresh if fresh.state is NodeState.SERVING else None

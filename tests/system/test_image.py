@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import aiohttp
@@ -20,7 +20,7 @@ import pytest
 from conpaas.cloud._qemu_driver import QemuCloud
 from conpaas.cloud.qemu import QemuSettings
 from conpaas.core.clock import SYSTEM_CLOCK
-from conpaas.core.cloud import CloudContext, Vm, VmRequest, VolumeRequest
+from conpaas.core.cloud import CloudContext, Vm, VmRequest, VmState, VolumeRequest
 from conpaas.core.errors import ConpaasError, PeerError
 from conpaas.core.messages.agent import GET_STATUS, LIST_LOGS, MOUNT, AgentStatus, Mount
 from conpaas.core.messages.internal import MEMBER_PORT
@@ -137,7 +137,7 @@ async def test_a_context_disk_and_a_larger_disk_will_do_as_well(tmp_path: Path) 
 
 
 @slow
-async def test_the_disk_alone_boots_too(tmp_path: Path) -> None:
+async def test_the_disk_alone_boots_too_and_the_power_button_ends_it(tmp_path: Path) -> None:
     """As on a cloud, which knows nothing of kernels: BIOS, boot loader, kernel."""
     image = tmp_path / "image"
     image.mkdir()
@@ -146,6 +146,15 @@ async def test_the_disk_alone_boots_too(tmp_path: Path) -> None:
     async with cloud(tmp_path, image=image) as here:
         vm = await here.create("i-1")
         assert (await here.status(vm)).instance == "i-1"
+
+        async def ended() -> bool | None:
+            if (await here.driver.describe(vm.id)).state is VmState.FAILED:
+                return True
+            with suppress(ConpaasError), here.driver._monitor(here.driver._records.ours()[0]) as talk:
+                talk.execute("system_powerdown")  # heard as soon as somebody listens
+            return None
+
+        await wait_for(ended, timeout_s=BOOT_S, what="the end", clock=SYSTEM_CLOCK, period_s=1)
 
 
 @slow
